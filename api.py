@@ -1,0 +1,976 @@
+"""The HTTP side: the wiring on one screen, one resource per noun, one error shape."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import falcon
+from falcon import mediatypes
+
+import forms
+import models
+import owner
+import pages
+import spam
+from forms import Contact as ContactForm
+from forms import Rejected
+from mail import (
+    CONFIRM_SECONDS,
+    BadLinkError,
+    Composer,
+    Links,
+    Outbox,
+    Transport,
+    transport_for,
+)
+from middleware import (
+    ClientAddress,
+    Cors,
+    Owner,
+    RateLimit,
+    Release,
+    RequestLog,
+    client_key,
+    truncated,
+)
+from models import Hit, Message, Page, Subscriber, Visitor
+from settings import VERSION, Settings, Window, origin_of, sqlite_path
+
+log = logging.getLogger("frontdesk")
+
+ASKED_SECONDS = (2, 86400)  # how old an answer to our own question may be
+
+
+class Frontdesk(falcon.App):  # type: ignore[type-arg]
+    """The WSGI application, with the outbox that its server starts and stops."""
+
+    outbox: Outbox
+    limits: RateLimit
+
+
+def create_app(
+    settings: Settings | None = None,
+    *,
+    clock: Callable[[], float] = time.time,
+    transport: Transport | None = None,
+) -> Frontdesk:
+    """Wire the service to a migrated database.
+
+    clock returns seconds since the epoch; transport is where mails go.
+    """
+    if settings is None:
+        settings = Settings.from_environ(os.environ)
+    path = sqlite_path(settings.database_url)
+    models.open_database(settings.database_url, path, settings.threads)
+    keys = settings.secret_keys or (models.local_secret(),)
+    links = Links(keys, settings.public_url, clock)
+    transport = transport or transport_for(settings)
+    outbox = Outbox(settings, Composer(settings, links), transport, clock)
+    limits = RateLimit(
+        {
+            "contact": settings.contact_limit,
+            "newsletter": settings.newsletter_limit,
+            "hits": settings.hits_limit,
+            "pages": (Window(30, 3600),),
+            "admin": (Window(10, 60),),
+        },
+        clock,
+    )
+    app = Frontdesk(
+        middleware=[
+            RequestLog(),
+            Cors(settings.origins),
+            ClientAddress(settings),
+            Owner(settings.admin_token, limits),
+            limits,
+            Release(),
+        ]
+    )
+    app.outbox, app.limits = outbox, limits
+    app.req_options.strip_url_path_trailing_slash = True
+    errors = Errors(settings)
+    app.set_error_serializer(errors.serialize)
+    app.add_error_handler(Exception, errors.unexpected)
+    for storage_error in models.StorageError:
+        app.add_error_handler(storage_error, errors.not_stored)
+
+    mailed = (settings, links, outbox, clock)
+    contact = Contact(*mailed)
+    newsletter = Newsletter(settings, outbox, clock)
+    counter = Counter(settings, limits, clock)
+    for path_template, resource in (
+        ("/", Home(settings)),
+        ("/thanks", Thanks(settings)),
+        ("/openapi.json", OpenApi(settings)),
+        ("/contact", contact),
+        ("/f/contact", contact),
+        ("/p/{project}/f/contact", contact),
+        ("/newsletter", newsletter),
+        ("/f/newsletter", newsletter),
+        ("/f/{form}", UnknownForm()),
+        ("/p/{project}/f/{form}", UnknownForm()),
+        ("/newsletter/confirm/{token}", Confirm(settings, links, outbox, clock)),
+        (
+            "/newsletter/unsubscribe/{token}",
+            Unsubscribe(settings, links, outbox, clock),
+        ),
+        ("/newsletter/not-me/{token}", NotMe(settings, links, outbox, clock)),
+        ("/release/{token}", ReleaseHeld(settings, links, outbox, clock)),
+        ("/hits", Hits(counter)),
+        ("/hits.gif", HitsGif(counter)),
+        ("/hits.svg", HitsBadge(counter)),
+        ("/hits/chart.svg", HitsChart(counter)),
+        ("/hits/shield", HitsShield(counter)),
+        ("/health", owner.Health(outbox, clock)),
+        ("/doctor", owner.Doctor(settings, outbox, transport, clock)),
+        ("/export/backup.sqlite3", owner.Backup()),
+        ("/export/{name}", owner.Export()),
+        ("/people/{email}", owner.People(settings, outbox, clock)),
+    ):
+        app.add_route(path_template, resource)
+    return app
+
+
+# --- answers ---------------------------------------------------------------------
+
+
+def wants_page(req: falcon.Request) -> bool:
+    """Tell whether a browser submits a plain form; scripts and curl want JSON."""
+    accept = req.get_header("Accept") or "*/*"
+    if accept == "*/*" or req.get_header("X-Requested-With") == "XMLHttpRequest":
+        return False
+    if req.get_header("Sec-Fetch-Mode") not in (None, "navigate"):
+        return False
+    try:
+        html = mediatypes.quality("text/html", accept)
+        as_json = mediatypes.quality("application/json", accept)
+    except falcon.InvalidMediaRange:
+        return False
+    if html == as_json:
+        neutral = "text/html" not in accept
+        return not neutral and forms.media_type(req) not in forms.JSON_TYPES
+    return bool(html > as_json)
+
+
+def show(resp: falcon.Response, template: str, *targets: str, **values: object) -> None:
+    """Answer with a page; targets: origins that its form may lead to."""
+    resp.content_type = falcon.MEDIA_HTML
+    resp.text = pages.render(template, **values)
+    resp.set_header("Content-Security-Policy", pages.page_policy(*targets))
+    resp.set_header("Referrer-Policy", "same-origin")
+
+
+def succeed(resp: falcon.Response, next_url: str, message: str, **more: object) -> None:
+    """Answer with the JSON that Formspree's and Web3Forms' clients read."""
+    resp.media = {
+        "ok": True,
+        "success": True,
+        "next": next_url,
+        "message": message,
+        **more,
+    }
+
+
+class Site:
+    """Where the visitors come from and go back to."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.name = settings.site_name
+        self._allows = settings.origins.allows
+        listed = settings.allowed_origins[0]
+        self.home = None if listed == "*" else listed
+
+    def sender(self, req: falcon.Request) -> str | None:
+        """Return the URL of the page that sent a form, as far as it can be known."""
+        origin = req.get_header("Origin") or ""
+        referer = req.get_header("Referer") or ""
+        own = origin_of(self.settings.public_url)
+        for url in (referer, origin):
+            if origin_of(url) not in (None, own) and self._allows(url):
+                return url
+        return self.home
+
+    def next_url(self, req: falcon.Request, wanted: str, default: str) -> str:
+        """Return where a form lands: its own wish, THANKS_URL, or our thanks page."""
+        asked = forms.next_url(wanted, self.sender(req), self._allows)
+        return asked or self.settings.thanks_url or self.settings.public_url + default
+
+    def back_url(self, req: falcon.Request) -> str | None:
+        """Return the page to link back to."""
+        return self.sender(req)
+
+    def landings(self, next_url: str) -> tuple[str, ...]:
+        """Return the origins that a form may lead to: www and apex redirect often."""
+        origin = origin_of(next_url)
+        if origin is None:
+            return ()
+        scheme, _, host = origin.partition("://")
+        twin = host.removeprefix("www.") if host.startswith("www.") else f"www.{host}"
+        return origin, f"{scheme}://{twin}"
+
+
+# --- errors ----------------------------------------------------------------------
+
+# What Falcon raises by itself; its own sentences may repeat what the client sent.
+PLAIN_ERRORS = {
+    400: ("MALFORMED", "This request could not be read."),
+    404: ("NOT_FOUND", "There is nothing here."),
+    405: ("METHOD_NOT_ALLOWED", "This method does not work here."),
+    413: ("TOO_LARGE", "The body is too large."),
+    415: ("UNSUPPORTED_TYPE", "This type of body is not understood."),
+    500: ("INTERNAL", "Something went wrong here; it has been logged."),
+}
+IMAGES = ("/hits.gif", "/hits.svg", "/hits/chart.svg")
+
+
+class Errors:
+    """Every error in one shape, from one place."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._site = Site(settings)
+
+    def serialize(
+        self, req: falcon.Request, resp: falcon.Response, error: falcon.HTTPError
+    ) -> None:
+        """Answer with JSON, with a page, or with a picture where one was asked for."""
+        errors = getattr(error, "errors", None)
+        if errors is None:
+            plain = PLAIN_ERRORS.get(error.status_code, PLAIN_ERRORS[400])
+            errors = [dict(zip(("code", "message"), plain, strict=True))]
+        if req.uri_template in IMAGES:
+            self._image(req, resp)
+        elif wants_page(req):
+            self._page(req, resp, error, errors)
+        else:
+            resp.media = self._json(req, errors)
+
+    def _json(self, req: falcon.Request, errors: list[Any]) -> dict[str, Any]:
+        sentence = errors[0]["message"]
+        body = {
+            "ok": False,
+            "success": False,
+            "error": sentence,
+            "message": sentence,
+            "errors": errors,
+        }
+        if req.uri_template == "/hits" and errors[0]["code"] == "RATE_LIMITED":
+            body |= {"counted": False, "reason": "rate_limited"}
+        return body
+
+    def _page(
+        self,
+        req: falcon.Request,
+        resp: falcon.Response,
+        error: falcon.HTTPError,
+        errors: list[Any],
+    ) -> None:
+        form: dict[str, Any] | None = None
+        targets: tuple[str, ...] = ()
+        values = getattr(error, "values", None)
+        if values is not None:
+            form = _form_again(req, values, errors)
+            wanted = next((values[name] for name in forms.NEXT if name in values), "")
+            targets = self._site.landings(self._site.next_url(req, wanted, "/thanks"))
+        show(
+            resp,
+            "error.html",
+            *targets,
+            title="Almost there" if form else errors[0]["message"].rstrip("."),
+            errors=errors,
+            site_name=self._site.name,
+            back_url=self._site.back_url(req),
+            form=form,
+        )
+
+    def _image(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Show a picture without numbers: the counter never breaks a page.
+
+        Image proxies show nothing at all for an error status, so they get 200.
+        """
+        if req.uri_template == "/hits.gif":
+            resp.content_type, resp.data = falcon.MEDIA_GIF, PIXEL
+        else:
+            resp.content_type = MEDIA_SVG
+            resp.text = pages.badge("hits", "–", "lightgrey")
+        if IMAGE_PROXIES.search(req.user_agent or ""):
+            resp.status = falcon.HTTP_200
+
+    def not_stored(
+        self, req: falcon.Request, resp: falcon.Response, error: Exception, params: Any
+    ) -> None:
+        """Say that the database did not take it: the client may come again."""
+        # The text may hold values (Postgres' DETAIL): the class is enough.
+        log.error("database: %s %s", type(error).__name__, req.context.id)
+        raise forms.error(
+            falcon.HTTP_503,
+            "NOT_STORED",
+            "This could not be stored, please try again in a moment.",
+            {"Retry-After": "5"},
+        )
+
+    def unexpected(
+        self, req: falcon.Request, resp: falcon.Response, error: Exception, params: Any
+    ) -> None:
+        """Log where it happened, not what was sent."""
+        where = error.__traceback__
+        while where and where.tb_next:
+            where = where.tb_next
+        place = (
+            f"{where.tb_frame.f_code.co_qualname}:{where.tb_lineno}" if where else ""
+        )
+        log.error("%s in %s %s", type(error).__name__, place, req.context.id)
+        raise falcon.HTTPInternalServerError
+
+
+def _form_again(
+    req: falcon.Request, values: Mapping[str, str], errors: list[Any]
+) -> dict[str, Any]:
+    """Return a form that gives the typed text back and posts again."""
+    signup = "newsletter" in (req.uri_template or "")
+    missing = {e["field"]: "" for e in errors if e["code"] == "REQUIRED_FIELD_MISSING"}
+    if not values:
+        missing = dict.fromkeys(["email"] if signup else ["email", "message"], "")
+    fields = [
+        {"name": name, "value": text, "label": _label(name), "kind": _kind(name, text)}
+        for name, text in {**values, **missing}.items()
+        if name not in forms.HONEYPOTS
+    ]
+    # The path by name: a request to //f/contact must not become a host's name.
+    action = "/newsletter" if signup else "/contact"
+    return {"action": action, "fields": fields, "button": "Send", "error": None}
+
+
+def _kind(name: str, value: str) -> str:
+    if name in forms.ADDRESS:
+        return "email"
+    if name in forms.TEXT:
+        return "textarea"
+    if name in (forms.PROOF, *forms.NEXT, *forms.LEFTOVERS):
+        return "hidden"
+    return "textarea" if "\n" in value or len(value) > 200 else "text"
+
+
+def _label(name: str) -> str:
+    if name in forms.ADDRESS:
+        return "Your email"
+    if name in forms.TEXT:
+        return "Message"
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).replace("_", " ").strip()
+    return words[:1].upper() + words[1:]
+
+
+# --- pages that only show --------------------------------------------------------
+
+
+class Resource:
+    """HEAD works wherever GET does."""
+
+    def on_head(self, req: falcon.Request, resp: falcon.Response, **more: str) -> None:
+        """Answer like GET; responders that count look at the method."""
+        on_get = getattr(self, "on_get", None)
+        if on_get is None:
+            raise falcon.HTTPMethodNotAllowed(["POST", "OPTIONS"])
+        on_get(req, resp, **more)
+
+
+class Home(Resource):
+    """What this is."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Show the snippets to paste, or the addresses as JSON."""
+        url = self._settings.public_url
+        if wants_page(req):
+            show(
+                resp,
+                "welcome.html",
+                site_name=self._settings.site_name,
+                public_url=url,
+                version=VERSION,
+                mail_is_on=self._settings.mailjet_key is not None,
+                sample_svg_url="/hits.svg?page=/&count=false",
+            )
+            return
+        resp.media = {
+            "name": "Frontdesk",
+            "version": VERSION,
+            "docs": f"{url}/openapi.json",
+            "health": f"{url}/health",
+            "contact": f"{url}/contact",
+            "newsletter": f"{url}/newsletter",
+            "hits": f"{url}/hits",
+        }
+
+
+class Thanks(Resource):
+    """Where a plain form lands when it names no page of its own."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._site = Site(settings)
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Say thank you, and lead back."""
+        signup = req.query_string == "newsletter"
+        show(
+            resp,
+            "signup-thanks.html" if signup else "thanks.html",
+            site_name=self._site.name,
+            back_url=self._site.back_url(req),
+        )
+
+
+class OpenApi(Resource):
+    """The description of all of this for machines."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._json = b""
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Answer with openapi.yaml as JSON, naming this server."""
+        self._json = self._json or owner.openapi(self._settings)
+        resp.content_type = falcon.MEDIA_JSON
+        resp.data = self._json
+
+
+# --- contact ---------------------------------------------------------------------
+
+
+class Contact:
+    """The contact form."""
+
+    limited = {"POST": "contact"}
+
+    def __init__(
+        self,
+        settings: Settings,
+        links: Links,
+        outbox: Outbox,
+        clock: Callable[[], float],
+    ) -> None:
+        self._site = Site(settings)
+        self._links = links
+        self._outbox = outbox
+        self._clock = clock
+
+    def on_post(
+        self, req: falcon.Request, resp: falcon.Response, project: str = ""
+    ) -> None:
+        """Store a message; its mail follows."""
+        now = self._clock()
+        values = forms.read(req)
+        contact = forms.contact(values)
+        page = wants_page(req)
+        next_url = self._site.next_url(req, contact.next, "/thanks")
+        score, reasons, echo = self._judge(req, contact, now)
+        doubtful = spam.ASK <= score < spam.HOLD
+        if doubtful and page and not self._pressed_send(values, contact):
+            self._ask(resp, values, contact, next_url)
+            return
+        message_id = Message.receive(
+            {
+                "name": contact.name,
+                "email": contact.email,
+                "subject": contact.subject,
+                "message": contact.text,
+                "fields": contact.extra,
+                "page": _page_url(req),
+                "client": truncated(req.context.client),
+                "spam_score": score,
+                "spam_reasons": reasons,
+                "echo": echo,
+                "doubtful": doubtful and not page,
+            },
+            held=score >= spam.HOLD,
+            now=now,
+            **self._keys(req, contact),
+        )
+        self._outbox.nudge()
+        if page:
+            raise falcon.HTTPSeeOther(next_url)
+        succeed(resp, next_url, "Thank you, your message is on its way.", id=message_id)
+
+    def _judge(
+        self, req: falcon.Request, contact: ContactForm, now: float
+    ) -> tuple[int, list[str], str]:
+        seconds, webdriver = _session_data(req, now)
+        echo = spam.fingerprint(contact.text)
+        client = truncated(req.context.client)
+        evidence = spam.Evidence(
+            email=contact.email,
+            name=contact.name,
+            subject=contact.subject,
+            text=contact.text,
+            extra=contact.extra,
+            honeypot=contact.honeypot,
+            seconds_on_page=seconds,
+            webdriver=webdriver,
+            origin=req.get_header("Origin") is not None,
+            referer=req.get_header("Referer") is not None,
+            accept_language=req.get_header("Accept-Language") is not None,
+            user_agent=bool(req.user_agent),
+            echoes=Message.echoes(echo, client, now),
+        )
+        return *spam.score(evidence), echo
+
+    @staticmethod
+    def _keys(req: falcon.Request, contact: ContactForm) -> dict[str, Any]:
+        client = client_key(req.context.client)
+        key = req.get_header("Idempotency-Key")
+        return {
+            "body_key": models.keyed_hash("body", client, _content(contact)),
+            # Of one client only: somebody else's key may be the same by chance.
+            "idempotency_key": models.keyed_hash("key", client, key) if key else None,
+        }
+
+    def _ask(
+        self,
+        resp: falcon.Response,
+        values: Mapping[str, str],
+        contact: ContactForm,
+        next_url: str,
+    ) -> None:
+        """Ask a doubtful sender once, with 422: nothing is stored yet."""
+        content = models.keyed_hash("ask", _content(contact))
+        token = self._links.token("ask", content)
+        show(
+            resp,
+            "ask.html",
+            *self._site.landings(next_url),
+            site_name=self._site.name,
+            action="/contact",
+            fields=[*{**values, forms.PROOF: token}.items()],
+            shown=[
+                (_label(name), value)
+                for name, value in values.items()
+                if value and _kind(name, value) != "hidden"
+            ],
+        )
+        resp.status = falcon.HTTP_422
+
+    def _pressed_send(self, values: Mapping[str, str], contact: ContactForm) -> bool:
+        try:
+            content, age = self._links.read("ask", values.get(forms.PROOF, ""))
+        except BadLinkError:
+            return False
+        same = content == models.keyed_hash("ask", _content(contact))
+        return same and ASKED_SECONDS[0] <= age <= ASKED_SECONDS[1]
+
+
+def _content(contact: ContactForm) -> str:
+    """Return all that a visitor typed, as one text to hash."""
+    return json.dumps(
+        [contact.email, contact.name, contact.subject, contact.text, contact.extra]
+    )
+
+
+def _page_url(req: falcon.Request) -> str:
+    """Return the page that a form was sent from, without its query."""
+    referer = re.split(r"[?#]", req.get_header("Referer") or "", maxsplit=1)[0]
+    return forms.clean(referer)[:500] if origin_of(referer) else ""
+
+
+def _session_data(req: falcon.Request, now: float) -> tuple[float | None, bool]:
+    """Return what Formspree's clients tell: seconds on the page, automated or not."""
+    header = req.get_header("Formspree-Session-Data") or ""
+    try:
+        data = json.loads(base64.b64decode(header))
+        loaded_at = data.get("loadedAt")
+        seconds = now - float(loaded_at) / 1000 if loaded_at is not None else None
+        return seconds, data.get("webdriver") is True
+    except (ValueError, TypeError, AttributeError, RecursionError, OverflowError):
+        return None, False
+
+
+class UnknownForm:
+    """A form service's endpoint that is no form of ours."""
+
+    def on_post(
+        self, req: falcon.Request, resp: falcon.Response, **params: str
+    ) -> None:
+        """Say which forms there are."""
+        raise forms.error(
+            falcon.HTTP_404,
+            "FORM_NOT_FOUND",
+            "There is no such form: it is /f/contact or /f/newsletter.",
+        )
+
+
+# --- newsletter ------------------------------------------------------------------
+
+
+class Newsletter:
+    """The sign-up form; its answer is the same whatever is known of the address."""
+
+    limited = {"POST": "newsletter"}
+
+    def __init__(
+        self, settings: Settings, outbox: Outbox, clock: Callable[[], float]
+    ) -> None:
+        self._site = Site(settings)
+        self._mails_per_day = settings.confirm_mails_per_day
+        self._outbox = outbox
+        self._clock = clock
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Sign an address up, pending its owner's confirmation."""
+        signup = forms.signup(forms.read(req))
+        Subscriber.ask(
+            signup.email,
+            signup.name,
+            page=_page_url(req),
+            client=truncated(req.context.client),
+            now=self._clock(),
+            mails_per_day=0 if signup.honeypot else self._mails_per_day,
+        )
+        self._outbox.nudge()
+        next_url = self._site.next_url(req, signup.next, "/thanks?newsletter")
+        if wants_page(req):
+            raise falcon.HTTPSeeOther(next_url)
+        succeed(
+            resp, next_url, "Almost done: please press the button in the mail we send."
+        )
+
+
+class MailedLink(Resource):
+    """A page that a mail leads to: GET shows a button, POST acts.
+
+    Mail scanners follow links and even run scripts, so that GET changes nothing; the
+    token is the authority, so that POST needs no origin, cookie or body (RFC 8058).
+    """
+
+    by_token = True
+    purpose = ""
+
+    def __init__(
+        self,
+        settings: Settings,
+        links: Links,
+        outbox: Outbox,
+        clock: Callable[[], float],
+    ) -> None:
+        self._settings = settings
+        self._site = Site(settings)
+        self._links = links
+        self._outbox = outbox
+        self._clock = clock
+        self._sync = settings.mailjet_list_id is not None
+
+    def read(self, token: str) -> tuple[Any, float]:
+        """Return a token's payload and age; raises Rejected (404)."""
+        try:
+            return self._links.read(self.purpose, token)
+        except BadLinkError:
+            raise self.unknown() from None
+
+    @staticmethod
+    def unknown() -> Rejected:
+        """Return the error for a link that is not ours, or not any more."""
+        return forms.error(
+            falcon.HTTP_404, "NOT_FOUND", "This link does not work, or not any more."
+        )
+
+    def show(self, resp: falcon.Response, template: str, **values: object) -> None:
+        """Answer with the page of this link."""
+        show(resp, template, site_name=self._site.name, **values)
+
+    def done(
+        self, req: falcon.Request, resp: falcon.Response, template: str, message: str
+    ) -> None:
+        """Say that it is done, without a redirect."""
+        self._outbox.nudge()
+        if wants_page(req):
+            self.show(resp, template, back_url=self._site.home)
+        else:
+            succeed(resp, self._site.home or "", message)
+
+
+class Confirm(MailedLink):
+    """Confirms a subscription."""
+
+    purpose = "confirm"
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response, token: str) -> None:
+        """Show the button; for an old link, the button that sends a new one."""
+        _, age = self.read(token)
+        if age > CONFIRM_SECONDS:
+            self._expired(req, resp, token)
+        else:
+            self.show(resp, "confirm.html", action=f"/newsletter/confirm/{token}")
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response, token: str) -> None:
+        """Confirm; with again=1 send a new link in place of an expired one."""
+        (subscriber_id, cycle), age = self.read(token)
+        now = self._clock()
+        if age <= CONFIRM_SECONDS:
+            if not Subscriber.confirm(subscriber_id, cycle, now, self._sync):
+                raise self.unknown()
+            self.done(req, resp, "confirmed.html", "Your subscription is confirmed.")
+        elif _wants_again(req):
+            mails_per_day = self._settings.confirm_mails_per_day
+            Subscriber.ask_again(subscriber_id, now, mails_per_day)
+            self.done(req, resp, "renewed.html", "A new mail is on its way.")
+        else:
+            self._expired(req, resp, token)
+
+    def _expired(self, req: falcon.Request, resp: falcon.Response, token: str) -> None:
+        if not wants_page(req) and req.method == "POST":
+            message = "This link has expired; sign up again for a new one."
+            raise forms.error(falcon.HTTP_410, "NOT_FOUND", message)
+        self.show(resp, "expired.html", action=f"/newsletter/confirm/{token}")
+        resp.status = falcon.HTTP_410
+
+
+def _wants_again(req: falcon.Request) -> bool:
+    try:
+        return forms.read(req).get("again") == "1"
+    except Rejected:  # a link needs no body, so that a strange one is no error
+        return False
+
+
+class Unsubscribe(MailedLink):
+    """Ends a subscription, for ever by one POST (RFC 8058)."""
+
+    purpose = "unsubscribe"
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response, token: str) -> None:
+        """Show the button."""
+        self.read(token)
+        self.show(resp, "unsubscribe.html", action=f"/newsletter/unsubscribe/{token}")
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response, token: str) -> None:
+        """Unsubscribe; again is harmless, and so is an erased subscription."""
+        subscriber_id, _ = self.read(token)
+        Subscriber.leave(subscriber_id, self._clock(), self._sync)
+        self.done(req, resp, "left.html", "You are unsubscribed.")
+
+
+class NotMe(MailedLink):
+    """Keeps an address from ever being asked again."""
+
+    purpose = "not-me"
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response, token: str) -> None:
+        """Show the button."""
+        self.read(token)
+        self.show(resp, "not-me.html", action=f"/newsletter/not-me/{token}")
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response, token: str) -> None:
+        """Forget the address, but for the hash that keeps mails away from it."""
+        subscriber_id, _ = self.read(token)
+        Subscriber.leave(subscriber_id, self._clock(), self._sync, refuse=True)
+        self.done(
+            req, resp, "not-me-done.html", "This address gets no more of these mails."
+        )
+
+
+class ReleaseHeld(MailedLink):
+    """Delivers a message that was held as spam; the owner's digest leads here."""
+
+    purpose = "release"
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response, token: str) -> None:
+        """Show the whole message, and the button."""
+        message = self._message(token)
+        self.show(
+            resp,
+            "release.html",
+            action=f"/release/{token}",
+            message=message.as_dict() | {"released": message.released_at is not None},
+        )
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response, token: str) -> None:
+        """Mail the message to the owner; again is harmless."""
+        Message.release(self._message(token).id, self._clock())
+        self.done(req, resp, "released.html", "The message is on its way to you.")
+
+    def _message(self, token: str) -> Message:
+        message_id, _ = self.read(token)
+        message = Message.get_or_none(Message.id == message_id)
+        if message is None:  # erased meanwhile
+            raise self.unknown()
+        return message
+
+
+# --- hits ------------------------------------------------------------------------
+
+MEDIA_SVG = "image/svg+xml"
+PIXEL = base64.b64decode("R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7")
+
+# curl and scripts of the owner count; what fetches pages on its own does not.
+CRAWLERS = re.compile(
+    r"(?<!cu)bot(?![a-z])|bots?/|crawl|spider|slurp|mediapartners|bingpreview|"
+    r"facebookexternalhit|whatsapp|embedly|feedfetcher|feedburner|archive\.org|"
+    r"uptime|pingdom|statuscake|monitor|site24x7|lighthouse|pagespeed|gtmetrix|"
+    r"w3c_validator|w3c-checklink|ahrefs|semrush|gptbot|claude-web|anthropic-ai|"
+    r"chatgpt|perplexity|google-inspectiontool|apis-google|googleother|heritrix|"
+    r"scrapy|nutch|httrack|masscan|zgrab|nmap|nikto",
+    re.IGNORECASE,
+)
+IMAGE_PROXIES = re.compile(
+    r"camo|GoogleImageProxy|YahooMailProxy|ggpht|ImageProxy", re.I
+)
+PREFETCH = ("Sec-Purpose", "Purpose", "X-Purpose", "X-Moz")
+
+
+class Counter:
+    """Decides what counts."""
+
+    def __init__(
+        self, settings: Settings, limits: RateLimit, clock: Callable[[], float]
+    ) -> None:
+        self._max_pages = settings.max_pages
+        self._limits = limits
+        self.clock = clock
+
+    def page(self, req: falcon.Request, named: str | None) -> str:
+        """Return the page in its normal form; unnamed, the Referer's path."""
+        if not named:
+            named = req.get_header("Referer") or ""
+            if origin_of(named) is None:
+                raise forms.missing_page()
+        return forms.page_of(named)
+
+    def count(self, req: falcon.Request, page: str) -> dict[str, Any]:
+        """Count one hit unless something automatic made it; say which, and the sums."""
+        agent = req.user_agent or ""
+        reason = _uncounted(req, agent)
+        if reason:
+            hits, visitors = Page.totals(page)
+            sums = {"page": page, "hits": hits, "visitors": visitors}
+            return {**sums, "counted": False, "reason": reason}
+        client, now = req.context.client, self.clock()
+        page = Page.admit(
+            page, lambda: self._limits.allows("pages", client), self._max_pages
+        )
+        visitor = None  # an image proxy hides who looks
+        if not IMAGE_PROXIES.search(agent):
+            visitor = Visitor.key(page, client, agent, now)
+        hits, visitors = Hit.count(page, visitor, now)
+        return {"page": page, "hits": hits, "visitors": visitors, "counted": True}
+
+
+def _uncounted(req: falcon.Request, agent: str) -> str | None:
+    for header in PREFETCH:
+        value = (req.get_header(header) or "").lower()
+        if "prefetch" in value or "prerender" in value or "preview" in value:
+            return "prefetch"
+    return "crawler" if CRAWLERS.search(agent) else None
+
+
+def _days(req: falcon.Request) -> int:
+    """Return days= from 1 to 365; raises Rejected (422)."""
+    text = req.get_param("days", default="30")
+    if not re.fullmatch("[0-9]{1,3}", text) or not 1 <= int(text) <= 365:
+        problem: forms.Error = {
+            "code": "TYPE_TEXT",
+            "field": "days",
+            "message": "days is a whole number from 1 to 365.",
+        }
+        raise Rejected(falcon.HTTP_422, [problem])
+    return int(text)
+
+
+class Counted(Resource):
+    """What the hit counter's resources share."""
+
+    with_credentials = True  # beacons always send them
+
+    def __init__(self, counter: Counter) -> None:
+        self.counter = counter
+
+    def page(self, req: falcon.Request) -> str:
+        """Return the page that the query names."""
+        return self.counter.page(req, req.get_param("page"))
+
+
+class Hits(Counted):
+    """The counter."""
+
+    limited = {"POST": "hits"}
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Read a page's sums and days."""
+        page = self.page(req)
+        hits, visitors = Page.totals(page)
+        days = Hit.days(page, _days(req), self.counter.clock())
+        resp.media = {
+            "page": page,
+            "hits": hits,
+            "visitors": visitors,
+            "days": [{"date": d, "hits": h, "visitors": v} for d, h, v in days],
+        }
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Count one."""
+        page = self.counter.page(req, forms.read_page(req))
+        resp.media = self.counter.count(req, page)
+
+
+class HitsGif(Counted):
+    """The counter as a pixel."""
+
+    limited = {"GET": "hits"}
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Count one and answer with a transparent pixel."""
+        page = self.page(req)
+        if req.method == "GET":
+            self.counter.count(req, page)
+        resp.content_type, resp.data = falcon.MEDIA_GIF, PIXEL
+
+
+class HitsBadge(Counted):
+    """The counter as a badge."""
+
+    limited = {"GET": "hits"}
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Count one and show the sum; count=false only shows."""
+        page = self.page(req)
+        if req.method == "GET" and req.get_param("count") not in ("false", "0"):
+            hits = self.counter.count(req, page)["hits"]
+        else:
+            hits = Page.totals(page)[0]
+        resp.content_type = MEDIA_SVG
+        resp.text = pages.badge(
+            req.get_param("label", default="hits"),
+            pages.thousands(hits),
+            req.get_param("color", default="blue"),
+            req.get_param("style", default="flat"),
+        )
+
+
+class HitsChart(Counted):
+    """The counter as a picture."""
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Draw a bar for each day."""
+        page = self.page(req)
+        days = Hit.days(page, _days(req), self.counter.clock())
+        resp.content_type = MEDIA_SVG
+        resp.text = pages.chart(page, days)
+
+
+class HitsShield(Counted):
+    """The counter for shields.io's endpoint badge."""
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Answer in the schema of shields.io/badges/endpoint-badge."""
+        hits, _ = Page.totals(self.page(req))
+        resp.media = {
+            "schemaVersion": 1,
+            "label": req.get_param("label", default="hits"),
+            "message": pages.thousands(hits),
+            "color": req.get_param("color", default="blue"),
+        }

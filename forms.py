@@ -1,0 +1,481 @@
+"""A hostile body in, a clean flat dict of str out; field aliases and validation."""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from io import BytesIO
+from typing import Any, TypedDict
+from urllib.parse import parse_qsl, quote, unquote, urljoin, urlsplit
+
+import falcon
+from falcon.media import MultipartFormHandler
+
+MAX_BODY = 64 * 1024
+MAX_EXTRA_FIELDS = 40
+JSON_TYPES = ("application/json", "text/plain")  # a page may send JSON as either
+MAX_PAGE = 200
+
+ADDRESS = ("email", "_replyto", "replyto", "Email")
+TEXT = ("message", "msg", "body", "comments")
+NAME = ("name", "full_name")
+NAME_PAIRS = (("firstName", "lastName"), ("first_name", "last_name"))
+SUBJECT = ("subject", "_subject", "Subject")
+NEXT = ("_next", "_redirect", "redirect")
+HONEYPOTS = ("_gotcha", "_honey", "botcheck", "bot-field")
+PROOF = "_frontdesk"  # our own question's signature
+LEFTOVERS = frozenset(
+    (
+        *("access_key", "form-name", "_captcha", "_template", "_format", "_language"),
+        *("_host_nonce", "g-recaptcha-response", "h-captcha-response"),
+        *("cf-turnstile-response", "_cc", "ccemail", "_autoresponse", "_webhook"),
+    )
+)
+KNOWN = frozenset(
+    (*ADDRESS, *TEXT, *NAME, *SUBJECT, *NEXT, *HONEYPOTS, PROOF, *LEFTOVERS)
+) | {part for pair in NAME_PAIRS for part in pair}
+
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+class Error(TypedDict, total=False):
+    """One entry of an error answer's ``errors``."""
+
+    code: str
+    field: str
+    message: str
+
+
+class Rejected(falcon.HTTPError):
+    """A request that the client has to change before sending it again."""
+
+    def __init__(
+        self,
+        status: str,
+        errors: list[Error],
+        *,
+        values: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(
+            status, description=errors[0]["message"], headers=dict(headers or {})
+        )
+        self.errors = errors
+        self.values = values  # what was typed, so that a page can give it back
+
+
+# --- reading ---------------------------------------------------------------------
+
+
+def media_type(req: falcon.Request) -> str:
+    """Return the body's media type in lower case, without parameters."""
+    return (req.content_type or "").partition(";")[0].strip().lower()
+
+
+def read_bytes(req: falcon.Request) -> bytes:
+    """Return the whole body.
+
+    Falcon has no limit and takes a body that ends early for a whole one; gunicorn
+    reports broken chunks only while they are read. Raises Rejected (400, 413).
+    """
+    length = req.content_length
+    if length is not None and length > MAX_BODY:
+        raise _too_large()
+    if length is None and "chunked" not in req.get_header(
+        "Transfer-Encoding", default=""
+    ):
+        return b""
+    try:
+        body = req.stream.read(MAX_BODY + 1 if length is None else length)
+    except Exception as error:  # whatever the server raises for broken chunks
+        raise _malformed() from error
+    if len(body) > MAX_BODY:
+        raise _too_large()
+    if length is not None and len(body) < length:
+        raise _malformed()
+    return bytes(body)
+
+
+def read(req: falcon.Request) -> dict[str, str]:
+    """Return a form as a flat dict of clean text, whatever type the body has.
+
+    Raises Rejected: 400 MALFORMED, 413, 415, 422 for files and nested values.
+    """
+    with _parsing():
+        return _flat(_pairs(media_type(req), read_bytes(req), req.content_type or ""))
+
+
+def read_page(req: falcon.Request) -> str | None:
+    """Return the page that a hit names, as it was sent; a beacon may hold just that.
+
+    Raises Rejected like read().
+    """
+    kind, body = media_type(req), read_bytes(req)
+    with _parsing():
+        if kind == "text/plain" and not body.lstrip().startswith(b"{"):
+            return body.decode()
+        value = dict(_pairs(kind, body, req.content_type or "")).get("page")
+        return None if value is None else _text_of("page", value, str)
+
+
+@contextmanager
+def _parsing() -> Iterator[None]:
+    try:
+        yield
+    except Rejected:
+        raise
+    except Exception as error:  # parsers fail in many ways, the answer is one
+        raise _malformed() from error
+
+
+def _pairs(kind: str, body: bytes, content_type: str) -> Iterable[tuple[str, Any]]:
+    if kind == "application/x-www-form-urlencoded":
+        return parse_qsl(body.decode(), keep_blank_values=True, errors="strict")
+    if kind == "multipart/form-data":
+        return list(_parts(body, content_type))
+    if kind in JSON_TYPES:
+        return _json_object(body)
+    if not body and not kind:
+        return ()
+    raise _unsupported()
+
+
+def _parts(body: bytes, content_type: str) -> Iterable[tuple[str, str]]:
+    handler = MultipartFormHandler()
+    handler.parse_options.max_body_part_count = 0  # read() has bounded the whole
+    for part in handler.deserialize(BytesIO(body), content_type, len(body)):
+        data = part.get_data()
+        if part.filename is not None:
+            if data:
+                raise error(
+                    falcon.HTTP_422, "NO_FILE_UPLOADS", "Files are not accepted here."
+                )
+            continue
+        yield part.name or "", data.decode()
+
+
+def _json_object(body: bytes) -> Iterable[tuple[str, Any]]:
+    value = json.loads(body, parse_constant=_refuse_constant)
+    if not isinstance(value, dict):
+        raise _malformed("The body must be a JSON object.")
+    return value.items()
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(name)
+
+
+def _flat(pairs: Iterable[tuple[str, Any]]) -> dict[str, str]:
+    values: dict[str, str] = {}
+    for raw_name, value in pairs:
+        name = " ".join(clean(raw_name).split())
+        if not name or value is None:
+            continue
+        text = _text_of(name, value, clean)
+        values[name] = f"{values[name]}, {text}" if name in values else text
+    return values
+
+
+def _text_of(name: str, value: Any, text: Callable[[str], str]) -> str:
+    if isinstance(value, list):
+        items = (_text_of(name, item, text) for item in value if item is not None)
+        return ", ".join(items)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, dict):
+        problem = _error("TYPE_TEXT", "A field must be text.", name)
+        raise Rejected(falcon.HTTP_422, [problem])
+    return text(str(value))
+
+
+def clean(text: str) -> str:
+    """Return text as Unicode NFC, with no control characters but newline and tab."""
+    if text.isascii() and text.isprintable():
+        return text.strip()
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    text = _SURROGATES.sub("\ufffd", _CONTROLS.sub("", text))
+    return unicodedata.normalize("NFC", text).strip()
+
+
+# --- what a form means -----------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Contact:
+    """A visitor's message, valid and complete."""
+
+    email: str
+    text: str
+    name: str = ""
+    subject: str = ""
+    next: str = ""
+    extra: dict[str, str] = field(default_factory=dict)
+    honeypot: bool = False
+
+
+@dataclass(slots=True)
+class Signup:
+    """An address for the newsletter, valid."""
+
+    email: str
+    name: str = ""
+    next: str = ""
+    honeypot: bool = False
+
+
+def contact(values: Mapping[str, str]) -> Contact:
+    """Return what a contact form says.
+
+    Raises Rejected (422) with all errors at once.
+    """
+    check = _Check(values)
+    email = check.email()
+    text_name = check.named(TEXT, "message")
+    text = check.required(text_name, "Please write a message.", 10_000)
+    name = check.name()
+    subject = check.line(SUBJECT, 200)
+    extra = check.others({text_name, *check.used})
+    check.done()
+    return Contact(
+        email, text, name, subject, check.first(NEXT), extra, check.honeypot()
+    )
+
+
+def signup(values: Mapping[str, str]) -> Signup:
+    """Return what a newsletter form says; raises Rejected (422)."""
+    check = _Check(values)
+    email = check.email()
+    name = check.name()
+    check.done()
+    return Signup(email, name, check.first(NEXT), check.honeypot())
+
+
+class _Check:
+    """Looks up fields by their many names and collects what is wrong."""
+
+    def __init__(self, values: Mapping[str, str]) -> None:
+        self.values = values
+        self.errors: list[Error] = []
+        self.used: set[str] = set()
+        if not any(name not in LEFTOVERS for name in values):
+            empty = _error("EMPTY", "The form is empty.")
+            raise Rejected(falcon.HTTP_422, [empty], values=values)
+
+    def named(self, aliases: tuple[str, ...], default: str) -> str:
+        """Return the alias that was filled in, else one that was sent."""
+        sent = [alias for alias in aliases if alias in self.values]
+        filled = [alias for alias in sent if self.values[alias]]
+        return (filled or sent or [default])[0]
+
+    def first(self, aliases: tuple[str, ...]) -> str:
+        return self.values.get(self.named(aliases, aliases[0]), "")
+
+    def error(self, code: str, name: str, message: str) -> None:
+        self.errors.append(_error(code, message, name))
+
+    def required(self, name: str, message: str, limit: int) -> str:
+        value = self.values.get(name, "")
+        self.used.add(name)
+        if not value:
+            missing = "MISSING" if name not in self.values else "EMPTY"
+            self.error(f"REQUIRED_FIELD_{missing}", name, message)
+        self.limit(name, value, limit)
+        return value
+
+    def limit(self, name: str, value: str, limit: int) -> None:
+        if len(value) > limit:
+            self.error("TOO_LONG", name, f"At most {limit:,} characters, please.")
+
+    def email(self) -> str:
+        name = self.named(ADDRESS, "email")
+        value = self.required(name, "Please give your e-mail address.", 254)
+        if not value or len(value) > 254:
+            return ""
+        email = valid_email(value)
+        if email is None:
+            self.error("TYPE_EMAIL", name, "This is not a valid e-mail address.")
+        return email or ""
+
+    def line(self, aliases: tuple[str, ...], limit: int) -> str:
+        name = self.named(aliases, aliases[0])
+        self.used.add(name)
+        value = " ".join(self.values.get(name, "").split())
+        self.limit(name, value, limit)
+        return value
+
+    def name(self) -> str:
+        value = self.line(NAME, 200)
+        for pair in NAME_PAIRS if not value else ():
+            parts = [self.values[part] for part in pair if self.values.get(part)]
+            if parts:
+                self.used.update(pair)
+                value = " ".join(" ".join(parts).split())
+                self.limit(pair[0], value, 200)
+                break
+        return value
+
+    def others(self, used: set[str]) -> dict[str, str]:
+        """Return all other fields: a second address or text is not lost either."""
+        kept = {}
+        taken = {self.values.get(name) for name in used}
+        for name, value in self.values.items():
+            service = name in LEFTOVERS or name in NEXT or name in HONEYPOTS
+            repeated = name in KNOWN and (not value or value in taken)
+            if name in used or service or name == PROOF or repeated:
+                continue
+            kept[name] = value
+            if len(name) > 100 or len(value) > 2000:
+                # The name is the visitor's input: it is not repeated.
+                self.errors.append(_error("TOO_LONG", "A field is too long."))
+        if len(kept) > MAX_EXTRA_FIELDS:
+            self.errors.append(
+                _error("TOO_MANY_FIELDS", "The form has too many fields.")
+            )
+        return kept
+
+    def honeypot(self) -> bool:
+        filled = (self.values.get(name, "") for name in HONEYPOTS)
+        return any(value and value != "false" for value in filled)
+
+    def done(self) -> None:
+        if self.errors:
+            raise Rejected(falcon.HTTP_422, self.errors, values=self.values)
+
+
+def valid_email(text: str) -> str | None:
+    """Return an address in its normal form, None if it is not valid."""
+    # 32 ms to import: loaded with the first form.
+    from email_validator import EmailNotValidError, validate_email
+
+    if len(text) > 254 or "\n" in text:
+        return None
+    try:
+        # test_environment admits the reserved .test; no DNS look-up in a request.
+        valid = validate_email(text, check_deliverability=False, test_environment=True)
+    except EmailNotValidError:
+        return None
+    return valid.ascii_email or valid.normalized
+
+
+# --- where to go next ------------------------------------------------------------
+
+
+def next_url(
+    wanted: str, site: str | None, allows: Callable[[str], bool]
+) -> str | None:
+    """Return where a form asked to land, or None if that is not allowed.
+
+    A relative path is resolved on the sending site (an URL of it, or None).
+    """
+    if not wanted or len(wanted) > 2000 or re.search(r"[\\\s\x00-\x20\x7f]", wanted):
+        return None
+    try:
+        url = urljoin(site or "", wanted)
+        if not allows(url):
+            return None
+        parts = urlsplit(url)
+        host = parts.netloc.encode("idna").decode()
+    except (ValueError, UnicodeError):
+        return None
+    return quote(parts._replace(netloc=host).geturl(), safe="%/:?#[]@!$&'()*+,;=~")
+
+
+# --- pages that are counted ------------------------------------------------------
+
+
+def page_of(text: str) -> str:
+    """Return a page's path in its one normal form.
+
+    A full URL is reduced to its path; query, fragment, duplicate and trailing
+    slashes go. Percent-encoding is decoded where that is safe (unreserved and
+    non-ASCII characters), and in upper case where it stays (RFC 3986, 6.2.2).
+    Raises Rejected (422) for control characters and over 200 characters.
+    """
+    if len(text) > 4096:
+        raise _bad_page("TOO_LONG", f"A page has at most {MAX_PAGE} characters.")
+    return _page_of(text)
+
+
+@lru_cache(maxsize=1024)
+def _page_of(text: str) -> str:
+    path = re.sub(r"^[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*", "", text.strip(" "))
+    path = re.split(r"[?#]", path, maxsplit=1)[0]
+    path = unicodedata.normalize("NFC", _normal_escapes(path))
+    if any(unicodedata.category(c) in ("Cc", "Cs") for c in path) or re.search(
+        "%(?:[01][0-9A-F]|7F)", path
+    ):
+        raise _bad_page("TYPE_TEXT", "A page has no control characters.")
+    path = "/" + re.sub("/{2,}", "/", path).strip("/")
+    if len(path) > MAX_PAGE:
+        raise _bad_page("TOO_LONG", f"A page has at most {MAX_PAGE} characters.")
+    return path
+
+
+_ESCAPES = re.compile("(?:%[0-9A-Fa-f]{2})+|[^A-Za-z0-9\x80-\U0010ffff]")
+_KEPT = frozenset("-._~!$&'()*+,;=:@/")
+
+
+def _normal_escapes(path: str) -> str:
+    return _ESCAPES.sub(_normal_escape, path)
+
+
+def _normal_escape(match: re.Match[str]) -> str:
+    run = match[0]
+    if len(run) == 1:  # a character as it is
+        return run if run in _KEPT or run < " " or run == "\x7f" else f"%{ord(run):02X}"
+    try:
+        text = unquote(run, errors="strict")
+    except UnicodeDecodeError:
+        return run.upper()
+    return "".join(
+        c
+        if c.isalnum() or c in "-._~" or (c > "\x7f" and c.isprintable())
+        else "".join(f"%{b:02X}" for b in c.encode())
+        for c in text
+    )
+
+
+# --- errors ----------------------------------------------------------------------
+
+
+def error(
+    status: str, code: str, message: str, headers: Mapping[str, str] | None = None
+) -> Rejected:
+    """Return the exception of one error that concerns no field."""
+    return Rejected(status, [_error(code, message)], headers=headers)
+
+
+def _error(code: str, message: str, name: str | None = None) -> Error:
+    if name is None or name not in KNOWN:
+        return {"code": code, "message": message}
+    return {"code": code, "field": name, "message": message}
+
+
+def missing_page() -> Rejected:
+    """Return the error for a hit that names no page, nor does its Referer."""
+    return _bad_page("REQUIRED_FIELD_MISSING", "Please name the page to count.")
+
+
+def _bad_page(code: str, message: str) -> Rejected:
+    error: Error = {"code": code, "field": "page", "message": message}
+    return Rejected(falcon.HTTP_422, [error])
+
+
+def _malformed(message: str = "The body could not be read.") -> Rejected:
+    return error(falcon.HTTP_400, "MALFORMED", message)
+
+
+def _too_large() -> Rejected:
+    message = f"The body is larger than {MAX_BODY // 1024} KiB."
+    return error(falcon.HTTP_413, "TOO_LARGE", message)
+
+
+def _unsupported() -> Rejected:
+    message = "Send a form or JSON; this type of body is not understood."
+    return error(falcon.HTTP_415, "UNSUPPORTED_TYPE", message)

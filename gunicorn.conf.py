@@ -1,0 +1,152 @@
+"""The server: one process (or WEB_CONCURRENCY), threads, and the outbox beside them."""
+
+import contextlib
+import logging
+import os
+import socket
+import struct
+import sys
+import threading
+import time
+from pathlib import Path
+
+from gunicorn import glogging, util
+from gunicorn.workers.gthread import ThreadWorker
+
+from settings import Settings, SettingsError, sqlite_path
+
+READ_SECONDS = 10  # for a request's head and body together
+WRITE_SECONDS = 10  # for a client to take some bytes of an answer
+HAND_BACK_SECONDS = 5  # for the delivery under way, after SIGTERM
+
+
+def _stop(problems):
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    sys.exit(1)
+
+
+try:
+    _settings = Settings.from_environ(os.environ)
+except SettingsError as error:
+    _stop(error.problems)
+
+_path = sqlite_path(_settings.database_url)
+if _path is not None:
+    # peewee would import the Postgres driver whenever it is installed: 150 ms, 12 MB.
+    sys.modules["psycopg"] = None
+import models  # noqa: E402
+
+wsgi_app = "api:create_app()"
+bind = f"0.0.0.0:{_settings.port}"
+workers = _settings.workers
+threads = _settings.threads
+worker_connections = 1000
+# Routers keep connections for 90 s: ours must live longer.
+keepalive = 100
+timeout = 60
+graceful_timeout = 15  # platforms kill after 30
+preload_app = False  # a thread and a SQLite connection do not survive a fork
+control_socket_disable = True
+# FORWARDED_ALLOW_IPS=* (Heroku) would let any client's SCRIPT_NAME rewrite the path.
+forwarder_headers = ""
+http_parser = "python"  # the fast one takes heads with bare line feeds
+limit_request_line = 8190
+if Path("/dev/shm").is_dir():  # noqa: S108 # gunicorn's own advice
+    worker_tmp_dir = "/dev/shm"  # noqa: S108
+
+
+class logger_class(glogging.Logger):
+    """The application writes the one line a request; this one would show queries."""
+
+    def access(self, resp, req, environ, request_time):
+        """Write nothing, whatever GUNICORN_CMD_ARGS says (Heroku sets it)."""
+
+
+class worker_class(ThreadWorker):
+    """gunicorn's thread worker with deadlines for slow and lingering clients.
+
+    The stock one waits for ever for the rest of a head or body: as many sockets as
+    threads stop the service. It also closes connections gently (2 s each) in the
+    thread that serves all others. Leans on private methods: pinned, and tested in
+    tests/faults/.
+    """
+
+    def init_process(self):
+        self.reading = {}
+        super().init_process()
+
+    def handle(self, conn):
+        seconds = struct.pack("ll", WRITE_SECONDS, 0)
+        conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, seconds)
+        self.reading[conn] = time.monotonic() + READ_SECONDS
+        result = False
+        try:
+            result = super().handle(conn)
+        finally:
+            self.reading.pop(conn, None)
+            if result is False:
+                util.close_graceful(conn.sock, timeout=0.5)
+        return result
+
+    def murder_pending(self):
+        super().murder_pending()
+        now = time.monotonic()
+        for conn, deadline in list(self.reading.items()):
+            if now > deadline:
+                # The blocked read ends; an answer can still be written.
+                with contextlib.suppress(OSError):
+                    conn.sock.shutdown(socket.SHUT_RD)
+
+    def handle_error(self, req, client, addr, exc):
+        """Refuse what is no HTTP, without logging what was sent or by whom."""
+        self.log.warning("not understood: %s", type(exc).__name__)
+        body = (
+            '{"ok": false, "success": false, "error": "This is not HTTP.", '
+            '"message": "This is not HTTP.", "errors": '
+            '[{"code": "MALFORMED", "message": "This is not HTTP."}]}'
+        )
+        head = (
+            "HTTP/1.1 400 Bad Request\r\nConnection: close\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        with contextlib.suppress(OSError):
+            util.write_nonblock(client, (head + body).encode())
+
+    def handle_exit(self, sig, frame):
+        """Let the outbox finish while the last requests are answered."""
+        if self.alive:
+            outbox = self.wsgi.outbox
+            threading.Thread(target=outbox.stop, args=(HAND_BACK_SECONDS,)).start()
+        super().handle_exit(sig, frame)
+
+
+def on_starting(server):
+    """Make or update the schema before any worker starts."""
+    try:
+        models.migrate(_settings.database_url, _path)
+    except (OSError, *models.StorageError) as error:
+        reason = str(error).splitlines()[0]
+        _stop(
+            [f"DATABASE_URL: cannot use {_path or 'the Postgres database'}: {reason}"]
+        )
+
+
+def pre_request(worker, req):
+    """Mark a request with two X-Forwarded-For lines: WSGI would join them."""
+    if sum(name == "X-FORWARDED-FOR" for name, _ in req.headers) > 1:
+        rest = [(n, v) for n, v in req.headers if n != "X-FORWARDED-FOR"]
+        req.headers = [*rest, ("X-FORWARDED-FOR", "two lines")]
+
+
+def post_worker_init(worker):
+    """Log to standard output, and start delivering."""
+    logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s")
+    worker.wsgi.outbox.start()
+
+
+def worker_exit(server, worker):
+    """Hand back what is being delivered."""
+    outbox = getattr(getattr(worker, "wsgi", None), "outbox", None)
+    if outbox is not None:
+        outbox.stop(HAND_BACK_SECONDS)

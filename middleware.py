@@ -1,0 +1,300 @@
+"""What every request passes: log, CORS, client address, origins, rate limits."""
+
+from __future__ import annotations
+
+import base64
+import hmac
+import ipaddress
+import logging
+import re
+import secrets
+import time
+from collections.abc import Callable
+from typing import Any
+
+import falcon
+
+import models
+from forms import Rejected, error
+from settings import Origins, Settings, Window, origin_of
+
+log = logging.getLogger("frontdesk")
+
+_SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_EXPOSED = "Retry-After, RateLimit, RateLimit-Policy, X-Request-ID"
+
+
+class RequestLog:
+    """One line a request, without addresses, tokens or text; and the request id."""
+
+    def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Keep a sane id of the client or router, else make one."""
+        req.context.started = time.perf_counter()
+        given = req.get_header("X-Request-ID") or ""
+        sane = _SANE_ID.fullmatch(given)
+        req.context.id = given if sane else secrets.token_hex(8)
+
+    def process_response(
+        self, req: falcon.Request, resp: falcon.Response, resource: Any, ok: bool
+    ) -> None:
+        """Set what every answer carries, and log it."""
+        resp.set_header("X-Request-ID", req.context.id)
+        resp.set_header("X-Content-Type-Options", "nosniff")
+        if "Cache-Control" not in resp.headers:
+            resp.set_header("Cache-Control", "no-store")
+        log.info(
+            "%s %s %s %.1fms %s",
+            req.method if req.method in falcon.HTTP_METHODS else "?",
+            req.uri_template or "-",
+            resp.status_code,
+            (time.perf_counter() - req.context.started) * 1000,
+            req.context.id,
+        )
+
+
+class Cors:
+    """CORS headers on every answer, and 403 for a POST from a forbidden origin."""
+
+    def __init__(self, origins: Origins) -> None:
+        self._origins = origins
+
+    def process_resource(
+        self, req: falcon.Request, resp: falcon.Response, resource: Any, params: Any
+    ) -> None:
+        """Refuse a page of somebody else's.
+
+        A mailed link is its own authority, and a browser vouches for our own pages
+        by Sec-Fetch-Site, whatever name they were reached under.
+        """
+        if req.method not in ("POST", "DELETE") or getattr(resource, "by_token", False):
+            return
+        source = req.get_header("Origin") or req.get_header("Referer") or "null"
+        if source == "null" or self._origins.allows(source):
+            return
+        if req.get_header("Sec-Fetch-Site") == "same-origin":
+            return
+        host = (origin_of(source) or "").partition("://")[2] or "This origin"
+        raise error(
+            falcon.HTTP_403,
+            "BLOCKED",
+            f"{host} is not allowed here: the owner can add it to ALLOWED_ORIGINS.",
+        )
+
+    def process_response(
+        self, req: falcon.Request, resp: falcon.Response, resource: Any, ok: bool
+    ) -> None:
+        """Answer preflights and say who may read the answer."""
+        resp.append_header("Vary", "Origin")
+        origin = req.get_header("Origin")
+        if self._origins.any:
+            resp.set_header("Access-Control-Allow-Origin", "*")
+        elif origin and self._origins.allows(origin):
+            resp.set_header("Access-Control-Allow-Origin", origin)
+            if getattr(resource, "with_credentials", False):  # beacons send them
+                resp.set_header("Access-Control-Allow-Credentials", "true")
+        else:
+            return
+        resp.set_header("Access-Control-Expose-Headers", _EXPOSED)
+        if req.method == "OPTIONS" and req.get_header("Access-Control-Request-Method"):
+            self._preflight(req, resp)
+
+    @staticmethod
+    def _preflight(req: falcon.Request, resp: falcon.Response) -> None:
+        allow = resp.get_header("Allow")
+        if allow is None:
+            return
+        resp.set_header("Access-Control-Allow-Methods", allow)
+        wanted = req.get_header("Access-Control-Request-Headers") or ""
+        if re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~, -]{1,1000}", wanted):
+            resp.set_header("Access-Control-Allow-Headers", wanted)
+        resp.set_header("Access-Control-Max-Age", "86400")
+
+
+class ClientAddress:
+    """Finds the client's address: the platform's header, trusted hops or the peer."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._header = settings.client_ip_header
+        self._hops = settings.trusted_hops
+
+    def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Set req.context.client.
+
+        Raises Rejected (400) for two X-Forwarded-For lines: a forgery attempt that
+        the server has marked (see gunicorn.conf.py).
+        """
+        if req.get_header("X-Forwarded-For") == TWO_LINES:
+            raise error(falcon.HTTP_400, "MALFORMED", "X-Forwarded-For was sent twice.")
+        req.context.client, req.context.client_rule = self.find(req)
+
+    def find(self, req: falcon.Request) -> tuple[str, str]:
+        """Return the address, and the rule that it was found by."""
+        if self._header:
+            address = ip_address(req.get_header(self._header) or "")
+            if address:
+                return address, self._header
+        if self._hops:
+            entries = (req.get_header("X-Forwarded-For") or "").split(",")
+            if len(entries) >= self._hops:
+                address = ip_address(entries[-self._hops])
+                if address:
+                    return address, f"X-Forwarded-For, TRUSTED_HOPS={self._hops}"
+        return ip_address(req.env.get("REMOTE_ADDR", "")) or "0.0.0.0", "socket"  # noqa: S104 # the unspecified address, for a Unix socket's peer
+
+
+TWO_LINES = "two lines"
+
+
+def ip_address(text: str) -> str:
+    """Return an IP address in its normal form, "" if it is none."""
+    try:
+        address = ipaddress.ip_address(text.strip().partition("%")[0])
+    except ValueError:
+        return ""
+    mapped = getattr(address, "ipv4_mapped", None)
+    return str(mapped or address)
+
+
+def client_key(address: str) -> str:
+    """Return what a client is limited by: its address, or its IPv6 /64."""
+    return _network(address, 32, 64)
+
+
+def truncated(address: str) -> str:
+    """Return what is stored of an address: its /24, or IPv6 /48."""
+    return _network(address, 24, 48)
+
+
+def _network(address: str, bits4: int, bits6: int) -> str:
+    bits = bits6 if ":" in address else bits4
+    network = ipaddress.ip_network(f"{address}/{bits}", strict=False)
+    return str(network.network_address)
+
+
+class RateLimit:
+    """Named policies, spent before the body is read.
+
+    A resource says which by limited = {method: policy}.
+    """
+
+    def __init__(
+        self, policies: dict[str, tuple[Window, ...]], clock: Callable[[], float]
+    ) -> None:
+        self._policies = policies
+        self._clock = clock
+        self._names = {
+            name: [
+                name if len(windows) == 1 else f"{name}-{w.seconds}s" for w in windows
+            ]
+            for name, windows in policies.items()
+        }
+        self._headers = {
+            name: ", ".join(
+                f'"{label}";q={w.quota};w={w.seconds}'
+                for label, w in zip(self._names[name], windows, strict=True)
+            )
+            for name, windows in policies.items()
+        }
+
+    def process_resource(
+        self, req: falcon.Request, resp: falcon.Response, resource: Any, params: Any
+    ) -> None:
+        """Spend one request; raises Rejected (429)."""
+        policy = getattr(resource, "limited", {}).get(req.method)
+        if policy is None:
+            return
+        verdict = self.take(policy, req.context.client)
+        if verdict is None:
+            return
+        resp.set_header("RateLimit-Policy", self._headers[policy])
+        left = zip(self._names[policy], verdict.left, strict=True)
+        resp.set_header(
+            "RateLimit", ", ".join(f'"{name}";r={r};t={t}' for name, (_, r, t) in left)
+        )
+        if not verdict.allowed:
+            raise too_many(verdict.retry_after)
+
+    def take(
+        self, policy: str, address: str, spend: bool = True
+    ) -> models.Verdict | None:
+        """Spend one request of a client (or only look), None if that cannot be told.
+
+        A limiter in trouble must not cost a message: everybody may pass.
+        """
+        key = f"{policy} {client_key(address)}"
+        try:
+            return models.limits.take(key, self._policies[policy], self._clock(), spend)
+        except models.StorageError as error:
+            log.error("rate limits do not work (%s)", type(error).__name__)
+            return None
+
+    def allows(self, policy: str, address: str, spend: bool = True) -> bool:
+        """Tell whether a client may go on."""
+        verdict = self.take(policy, address, spend)
+        return verdict is None or verdict.allowed
+
+
+def too_many(retry_after: int) -> Rejected:
+    """Return the error of a client over its limit."""
+    return error(
+        falcon.HTTP_429,
+        "RATE_LIMITED",
+        f"Too many requests, please try again in {retry_after} seconds.",
+        {"Retry-After": str(retry_after)},
+    )
+
+
+class Release:
+    """Gives a pooled database connection back when the answer is made."""
+
+    def process_response(
+        self, req: falcon.Request, resp: falcon.Response, resource: Any, ok: bool
+    ) -> None:
+        """Release this thread's connection."""
+        models.release()
+
+
+class Owner:
+    """Opens what is for_owner to the admin token only."""
+
+    def __init__(self, token: str | None, limits: RateLimit) -> None:
+        self._token = token
+        self._limits = limits
+
+    def process_resource(
+        self, req: falcon.Request, resp: falcon.Response, resource: Any, params: Any
+    ) -> None:
+        """Check the token; without one configured there is nothing here.
+
+        Failures spend the client's limit, and over it nothing is compared: else 429
+        for a wrong token and 200 for the right one would still tell them apart.
+        """
+        if not getattr(resource, "for_owner", False) or req.method == "OPTIONS":
+            return
+        if self._token is None:
+            raise falcon.HTTPNotFound
+        client = req.context.client
+        verdict = self._limits.take("admin", client, spend=False)
+        if verdict is not None and not verdict.allowed:
+            raise too_many(verdict.retry_after)
+        if hmac.compare_digest(_given_token(req).encode(), self._token.encode()):
+            return
+        self._limits.take("admin", client)
+        raise error(
+            falcon.HTTP_401,
+            "UNAUTHORIZED",
+            "The admin token is missing or wrong.",
+            {"WWW-Authenticate": 'Basic realm="Frontdesk", charset="UTF-8"'},
+        )
+
+
+def _given_token(req: falcon.Request) -> str:
+    scheme, _, value = (req.get_header("Authorization") or "").partition(" ")
+    if scheme.lower() == "bearer":
+        return value.strip()
+    if scheme.lower() != "basic":
+        return ""
+    try:
+        return base64.b64decode(value.strip()).decode().partition(":")[2]
+    except ValueError:
+        return ""

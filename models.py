@@ -1,0 +1,1217 @@
+"""The database: tables as domain nouns with verbs; nothing above this writes SQL.
+
+All times are seconds since the epoch, UTC; all days are ISO dates, UTC.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import math
+import secrets
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from peewee import (
+    BigAutoField,
+    BigIntegerField,
+    BooleanField,
+    CompositeKey,
+    Database,
+    DatabaseError,
+    DatabaseProxy,
+    DoubleField,
+    IntegerField,
+    InterfaceError,
+    Model,
+    SqliteDatabase,
+    TextField,
+    fn,
+)
+
+log = logging.getLogger("frontdesk")
+
+T = TypeVar("T")
+
+# What a database that is full, gone or broken raises.
+StorageError: tuple[type[Exception], ...] = (DatabaseError, InterfaceError)
+
+DAY = 86400
+DUPLICATE_BODY_SECONDS = 600
+IDEMPOTENCY_SECONDS = DAY
+HELD_PER_HOUR = 100
+CONFIRM_HOURLY = 3600
+CONFIRM_WINDOW = 30 * DAY
+CONFIRM_PER_WINDOW = 3
+PENDING_SECONDS = 30 * DAY
+OTHER_PAGES = "/(other)"
+CONSENT = "confirmation mail, wording of 2026-11"
+
+SQLITE_PRAGMAS = {
+    "journal_mode": "wal",
+    # An acknowledged message survives a power cut: each commit is synced.
+    "synchronous": "full",
+    "journal_size_limit": 16 * 2**20,
+}
+
+database: Any = DatabaseProxy()
+limits: RateLimits
+
+
+def day_of(now: float) -> str:
+    """Return the UTC date of a time."""
+    return datetime.fromtimestamp(now, UTC).date().isoformat()
+
+
+def hour_of(now: float) -> str:
+    """Return the UTC date and hour of a time."""
+    return datetime.fromtimestamp(now, UTC).isoformat(timespec="hours")
+
+
+def iso(moment: float | None) -> str | None:
+    """Return a time as ISO 8601 in UTC, or None."""
+    if moment is None:
+        return None
+    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds")[:19] + "Z"
+
+
+# --- opening ---------------------------------------------------------------------
+
+
+def connect(url: str, sqlite_path: Path | None, threads: int) -> Any:
+    """Return the unopened database behind a URL (see settings.DATABASE_URL)."""
+    if sqlite_path is not None:
+        return SqliteDatabase(
+            str(sqlite_path), pragmas=SQLITE_PRAGMAS, timeout=10, lock_type="IMMEDIATE"
+        )
+    from playhouse.pool import PooledPostgresqlDatabase  # psycopg: loaded when needed
+
+    # A connection for each thread, the outbox and one to spare.
+    return PooledPostgresqlDatabase(
+        url.replace("postgres://", "postgresql://", 1),  # peewee knows only this one
+        prefer_psycopg3=True,
+        max_connections=threads + 2,
+        stale_timeout=300,
+        timeout=10,
+        connect_timeout=5,
+        keepalives_idle=30,
+    )
+
+
+def migrate(url: str, sqlite_path: Path | None) -> None:
+    """Create or update the schema; of several who try at once, one does."""
+    from playhouse.migrations import Runner
+
+    db = connect(url, sqlite_path, threads=1)
+    directory = str(Path(__file__).with_name("migrations"))
+    if sqlite_path is None:
+        with db.atomic():
+            db.execute_sql("SELECT pg_advisory_xact_lock(7245114)")
+            Runner(db, directory).up()
+        db.close_all()
+        return
+    # The lock also covers the switch to WAL, which the busy timeout does not.
+    with sqlite_path.with_name(sqlite_path.name + "-lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        Runner(db, directory).up()
+        db.close()
+        with suppress(*StorageError):  # without it, nobody is limited
+            limits_db = _limits_database(sqlite_path)
+            limits_db.execute_sql(
+                "CREATE TABLE IF NOT EXISTS bucket "
+                "(key TEXT PRIMARY KEY, tat INTEGER NOT NULL) WITHOUT ROWID"
+            )
+            limits_db.close()
+
+
+def open_database(url: str, sqlite_path: Path | None, threads: int) -> None:
+    """Bind the models to a migrated database for the rest of the process."""
+    global write, limits
+    db = connect(url, sqlite_path, threads)
+    database.initialize(db)
+    if sqlite_path is None:
+        write, limits = _write_apart, RateLimits(db)
+    else:
+        write, limits = GroupCommit(db), RateLimits(_limits_database(sqlite_path))
+
+
+def local_secret() -> str:
+    """Return the signing key of a service that was given none, made once."""
+    return Setting.once("secret_key", secrets.token_urlsafe(48))
+
+
+def schema_version() -> str:
+    """Return the name of the newest migration that was applied."""
+    sql = "SELECT max(name) FROM schema_migration"
+    return str(execute(sql).fetchone()[0])
+
+
+def release() -> None:
+    """Give a pooled connection back; a SQLite thread keeps its own.
+
+    Closing the last connection of a SQLite file checkpoints and deletes the WAL,
+    which would cost each request four times its own work.
+    """
+    if not isinstance(database.obj, SqliteDatabase) and not database.is_closed():
+        database.close()
+
+
+def close_database() -> None:
+    """Close this thread's connections (and on Postgres the pool)."""
+    limits.close()
+    database.close()
+    if not isinstance(database.obj, SqliteDatabase):
+        database.close_all()
+
+
+def execute(sql: str, *params: object) -> Any:
+    """Run one constant statement, with ``?`` for parameters on every database."""
+    if database.param != "?":
+        sql = sql.replace("?", database.param)
+    return database.execute_sql(sql, params)
+
+
+# --- writing ---------------------------------------------------------------------
+
+
+class _Job:
+    __slots__ = ("done", "error", "result", "work")
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        self.work = work
+        self.done = False
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+
+class GroupCommit:
+    """Writes to SQLite, one at a time and many to a commit.
+
+    SQLite has one writer and syncs the disk at each commit. The first thread that
+    gets its turn commits everything queued by then in one transaction; each caller
+    returns only after the commit that holds its own work. When a batch fails, its
+    jobs are done again one by one, so that a bad job fails alone: a job may run
+    twice and must have no effect but on the database.
+    """
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._queue: list[_Job] = []
+        self._queued = threading.Lock()
+        self._turn = threading.Lock()
+
+    def __call__(self, work: Callable[[], Any]) -> Any:
+        job = _Job(work)
+        with self._queued:
+            self._queue.append(job)
+        with self._turn:
+            if not job.done:
+                self._commit(job)
+        if job.error is not None:
+            raise job.error
+        return job.result
+
+    def _commit(self, own: _Job) -> None:
+        with self._queued:
+            batch, self._queue = self._queue, []
+        if own not in batch:  # a leader died with it
+            batch.append(own)
+        try:
+            self._run(batch)
+        except Exception as error:
+            own.error = error if len(batch) == 1 else None
+            for job in batch if len(batch) > 1 else []:
+                self._run_alone(job)
+        for job in batch:
+            job.done = True
+
+    def _run_alone(self, job: _Job) -> None:
+        try:
+            self._run([job])
+        except Exception as error:
+            job.error = error
+
+    def _run(self, batch: list[_Job]) -> None:
+        with self._db.atomic():
+            for job in batch:
+                job.result = job.work()
+
+
+def _write_apart(work: Callable[[], Any]) -> Any:
+    """Run one job in a transaction of its own (Postgres has many writers)."""
+    with database.atomic():
+        return work()
+
+
+write: Callable[[Callable[[], Any]], Any] = _write_apart
+
+
+# --- small tables ----------------------------------------------------------------
+
+
+class Table(Model):
+    class Meta:
+        database = database
+
+
+class Setting(Table):
+    """What the service remembers about itself: secrets and daily salts."""
+
+    name = TextField(primary_key=True)
+    value = TextField()
+
+    @classmethod
+    def once(cls, name: str, value: str) -> str:
+        """Return a setting's value, storing this one when there is none yet."""
+
+        def job() -> str:
+            execute(
+                "INSERT INTO setting (name, value) VALUES (?, ?) "
+                "ON CONFLICT DO NOTHING",
+                name,
+                value,
+            )
+            row = execute("SELECT value FROM setting WHERE name = ?", name).fetchone()
+            return str(row[0])
+
+        return cls.get_value(name) or write(job)
+
+    @classmethod
+    def get_value(cls, name: str) -> str | None:
+        """Return a setting's value or None."""
+        row = execute("SELECT value FROM setting WHERE name = ?", name).fetchone()
+        return None if row is None else str(row[0])
+
+
+class Tally(Table):
+    """Counts of what is limited for all clients together: per day, hour or ever."""
+
+    name = TextField()
+    period = TextField()
+    n = IntegerField()
+
+    class Meta:
+        primary_key = CompositeKey("name", "period")
+
+    @staticmethod
+    def take(name: str, period: str, ceiling: int) -> bool:
+        """Count one more unless the ceiling is reached; call it within write()."""
+        row = execute(
+            "INSERT INTO tally (name, period, n) SELECT ?, ?, 1 WHERE ? > 0 "
+            "ON CONFLICT (name, period) DO UPDATE SET n = tally.n + 1 "
+            "WHERE tally.n < ? RETURNING n",
+            name,
+            period,
+            ceiling,
+            ceiling,
+        ).fetchone()
+        return row is not None
+
+    @classmethod
+    def count(cls, name: str, period: str) -> int:
+        """Return the count of a period."""
+        row = cls.get_or_none(cls.name == name, cls.period == period)
+        return int(row.n) if row else 0
+
+
+class Receipt(Table):
+    """Which message a submission became, while a repeat must find it again."""
+
+    key = TextField(primary_key=True)
+    message_id = TextField()
+    expires_at = DoubleField(index=True)
+
+    @staticmethod
+    def claim(key: str, message_id: str, now: float, seconds: int) -> str:
+        """Return the message that owns the key, this one if none does yet."""
+        row = execute(
+            "INSERT INTO receipt (key, message_id, expires_at) VALUES (?, ?, ?) "
+            "ON CONFLICT (key) DO UPDATE SET message_id = excluded.message_id, "
+            "expires_at = excluded.expires_at WHERE receipt.expires_at <= ? "
+            "RETURNING message_id",
+            key,
+            message_id,
+            now + seconds,
+            now,
+        ).fetchone()
+        if row is None:
+            row = execute(
+                "SELECT message_id FROM receipt WHERE key = ?", key
+            ).fetchone()
+        return str(row[0])
+
+
+# --- messages --------------------------------------------------------------------
+
+
+class Message(Table):
+    """What a visitor wrote; held while it looks like spam."""
+
+    id = TextField(primary_key=True)
+    received_at = DoubleField()
+    name = TextField()
+    email = TextField()
+    subject = TextField()
+    message = TextField()
+    fields = TextField()  # JSON object, in the order of the form
+    page = TextField()
+    client = TextField()  # /24 or /48
+    spam_score = IntegerField()
+    spam_reasons = TextField()  # JSON list
+    echo = TextField()  # fingerprint of the text, see spam.py
+    doubtful = BooleanField()  # delivered with a mark in the subject
+    held_at = DoubleField(null=True)
+    digested_at = DoubleField(null=True)
+    released_at = DoubleField(null=True)
+    mailed_at = DoubleField(null=True)
+
+    @classmethod
+    def receive(
+        cls,
+        values: Mapping[str, Any],
+        *,
+        held: bool,
+        body_key: str,
+        idempotency_key: str | None,
+        now: float,
+    ) -> str:
+        """Store a message and its outgoing mail, once, and return its id.
+
+        The same body_key within 10 minutes or idempotency_key within a day finds the
+        first message again. A held one gets no mail; over the hourly ceiling it is
+        only counted.
+        """
+        message_id = new_id(now)
+
+        def job() -> str:
+            if held and not Tally.take("held", hour_of(now), HELD_PER_HOUR):
+                Tally.take("held, not stored", day_of(now), 2**31 - 2)
+                return message_id
+            if idempotency_key:
+                owner = Receipt.claim(
+                    idempotency_key, message_id, now, IDEMPOTENCY_SECONDS
+                )
+                if owner != message_id:
+                    return owner
+            owner = Receipt.claim(body_key, message_id, now, DUPLICATE_BODY_SECONDS)
+            if owner != message_id:
+                if idempotency_key:
+                    execute(
+                        "UPDATE receipt SET message_id = ? WHERE key = ?",
+                        owner,
+                        idempotency_key,
+                    )
+                return owner
+            execute(
+                "INSERT INTO message (id, received_at, name, email, subject, message, "
+                "fields, page, client, spam_score, spam_reasons, echo, doubtful, "
+                "held_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                message_id,
+                now,
+                values["name"],
+                values["email"],
+                values["subject"],
+                values["message"],
+                json.dumps(values["fields"], ensure_ascii=False),
+                values["page"],
+                values["client"],
+                values["spam_score"],
+                json.dumps(values["spam_reasons"], ensure_ascii=False),
+                values["echo"],
+                values["doubtful"],
+                now if held else None,
+            )
+            if not held:
+                Delivery.add("contact", message_id, now)
+            return message_id
+
+        return str(write(job))
+
+    @classmethod
+    def echoes(cls, echo: str, client: str, now: float) -> int:
+        """Count the other clients that sent a near-identical text in the last day."""
+        if not echo:
+            return 0
+        row = execute(
+            "SELECT count(DISTINCT client) FROM message "
+            "WHERE echo = ? AND client <> ? AND received_at > ?",
+            echo,
+            client,
+            now - DAY,
+        ).fetchone()
+        return int(row[0])
+
+    @classmethod
+    def release(cls, message_id: str, now: float) -> None:
+        """Deliver a held message; again is harmless."""
+
+        def job() -> None:
+            released = execute(
+                "UPDATE message SET released_at = ? "
+                "WHERE id = ? AND held_at IS NOT NULL AND released_at IS NULL",
+                now,
+                message_id,
+            )
+            if released.rowcount:
+                Delivery.add("contact", message_id, now)
+
+        write(job)
+
+    @classmethod
+    def held_since(cls, since: float) -> int:
+        """Count the messages held since a time."""
+        sql = "SELECT count(*) FROM message WHERE held_at > ?"
+        return int(execute(sql, since).fetchone()[0])
+
+    @classmethod
+    def start_digest(cls, now: float) -> None:
+        """Queue the mail about what was held before today, once a day for all."""
+        midnight = now - now % DAY
+
+        def job() -> None:
+            waiting = (
+                cls.held_at < midnight,
+                cls.digested_at.is_null(),
+                cls.released_at.is_null(),
+            )
+            if not cls.select().where(*waiting).exists():
+                return
+            if Tally.take("digests", day_of(now), 1):
+                cls.update(digested_at=now).where(*waiting).execute()
+                Delivery.add("digest", repr(now), now)
+
+        write(job)
+
+    @classmethod
+    def digested(cls, digested_at: float, most: int) -> tuple[list[Message], int]:
+        """Return a digest's messages, and how many more there are."""
+        held = cls.select().where(cls.digested_at == digested_at).order_by(cls.id)
+        return list(held.limit(most)), max(0, held.count() - most)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the message as it is exported."""
+        return {
+            "id": self.id,
+            "received_at": iso(self.received_at),
+            "name": self.name,
+            "email": self.email,
+            "subject": self.subject,
+            "message": self.message,
+            "fields": json.loads(self.fields),
+            "page": self.page,
+            "spam_score": self.spam_score,
+            "spam_reasons": json.loads(self.spam_reasons),
+            "held": self.held_at is not None and self.released_at is None,
+            "mailed_at": iso(self.mailed_at),
+        }
+
+
+def new_id(now: float) -> str:
+    """Return a random id that sorts by time."""
+    return f"{int(now * 1000):012x}{secrets.token_hex(8)}"
+
+
+# --- subscribers -----------------------------------------------------------------
+
+
+class Subscriber(Table):
+    """One mailbox on the sign-up list.
+
+    Pending until confirmed_at, and gone from the list at left_at; from then on only
+    the keyed hash of the mailbox remains. refused_at: "this was not me".
+    """
+
+    id = TextField(primary_key=True)
+    mailbox = TextField(unique=True)  # keyed hash, see mailbox_key()
+    cycle = TextField()  # a confirmation link of an earlier sign-up is void
+    email = TextField(null=True)
+    name = TextField(null=True)
+    page = TextField()
+    client = TextField()
+    wording = TextField()
+    asked_at = DoubleField()
+    mailed = TextField()  # JSON list: when confirmation mails went out
+    confirmed_at = DoubleField(null=True)
+    left_at = DoubleField(null=True)
+    refused_at = DoubleField(null=True)
+
+    @property
+    def status(self) -> str:
+        """Return pending, confirmed or left."""
+        if self.left_at is not None:
+            return "left"
+        return "pending" if self.confirmed_at is None else "confirmed"
+
+    @classmethod
+    def ask(
+        cls,
+        email: str,
+        name: str,
+        *,
+        page: str,
+        client: str,
+        now: float,
+        mails_per_day: int,
+    ) -> None:
+        """Sign an address up: write a confirmation mail unless it had its share.
+
+        A confirmed address stays as it is. The same statements run whatever is known
+        of the address, so that the time of the answer does not tell.
+        """
+        mailbox = mailbox_key(email)
+
+        def job() -> None:
+            execute(
+                "INSERT INTO subscriber (id, mailbox, cycle, email, name, page, "
+                "client, wording, asked_at, mailed) VALUES "
+                "(?, ?, ?, ?, ?, ?, ?, ?, ?, '[]') ON CONFLICT (mailbox) DO NOTHING",
+                new_id(now),
+                mailbox,
+                secrets.token_hex(4),
+                email,
+                name,
+                page,
+                client,
+                CONSENT,
+                now,
+            )
+            row = cls._locked("mailbox", mailbox)
+            if row.status == "left" and row.refused_at is None:
+                row.cycle = secrets.token_hex(4)
+            if row.status != "confirmed" and row.refused_at is None:
+                mailed = row._mail_again(now, mails_per_day)
+                if mailed or row.status == "pending":
+                    row.email, row.name, row.page, row.client = (
+                        email,
+                        name,
+                        page,
+                        client,
+                    )
+                    row.wording, row.asked_at = CONSENT, now
+                    row.confirmed_at = row.left_at = None
+            row.save()
+
+        write(job)
+
+    @classmethod
+    def ask_again(cls, subscriber_id: str, now: float, mails_per_day: int) -> None:
+        """Write a new confirmation mail to a pending address, within its share."""
+
+        def job() -> None:
+            row = cls._locked("id", subscriber_id)
+            if row is not None and row.status == "pending":
+                row.asked_at = now
+                row._mail_again(now, mails_per_day)
+                row.save()
+
+        write(job)
+
+    @classmethod
+    def confirm(cls, subscriber_id: str, cycle: str, now: float, sync: bool) -> bool:
+        """Confirm a pending address; return whether it is confirmed now."""
+
+        def job() -> bool:
+            row = cls._locked("id", subscriber_id)
+            if row is None or row.cycle != cycle or row.status == "left":
+                return False
+            if row.status == "pending":
+                row.confirmed_at = now
+                row.save()
+                if sync:
+                    Delivery.add("list", row.email, now)
+            return True
+
+        return bool(write(job))
+
+    @classmethod
+    def leave(
+        cls, subscriber_id: str, now: float, sync: bool, refuse: bool = False
+    ) -> bool:
+        """Unsubscribe and forget the address; return whether there was such a row.
+
+        With refuse the address also gets no more confirmation mails, ever.
+        """
+
+        def job() -> bool:
+            row = cls._locked("id", subscriber_id)
+            if row is None:
+                return False
+            if refuse and row.refused_at is None:
+                row.refused_at = now
+            if row.status != "left":
+                if sync and row.status == "confirmed":
+                    Delivery.add("list", row.email, now)
+                row.left_at = now
+                row.email = row.name = None
+            row.save()
+            return True
+
+        return bool(write(job))
+
+    @classmethod
+    def is_on_list(cls, email: str) -> bool:
+        """Tell whether an address is confirmed at this moment."""
+        row = cls.get_or_none(cls.mailbox == mailbox_key(email))
+        return row is not None and row.status == "confirmed"
+
+    @classmethod
+    def _locked(cls, column: str, value: str) -> Any:
+        # SQLite's only writer is alone anyway.
+        query = cls.select().where(getattr(cls, column) == value)
+        if not isinstance(database.obj, SqliteDatabase):
+            query = query.for_update()
+        return query.first()
+
+    def _mail_again(self, now: float, mails_per_day: int) -> bool:
+        mailed = [t for t in json.loads(self.mailed) if t > now - CONFIRM_WINDOW]
+        if len(mailed) >= CONFIRM_PER_WINDOW:
+            return False
+        if mailed and mailed[-1] > now - CONFIRM_HOURLY:
+            return False
+        if not Tally.take("confirmation mails", day_of(now), mails_per_day):
+            return False
+        self.mailed = json.dumps([*mailed, now])
+        Delivery.add("confirm", self.id, now)
+        return True
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the subscriber as it is exported."""
+        return {
+            "email": self.email,
+            "name": self.name,
+            "status": self.status,
+            "asked_at": iso(self.asked_at),
+            "confirmed_at": iso(self.confirmed_at),
+            "left_at": iso(self.left_at),
+            "page": self.page,
+        }
+
+
+def mailbox_key(email: str) -> str:
+    """Return the keyed hash that spellings of one mailbox share.
+
+    Case is folded, a ``+tag`` and Gmail's dots are dropped.
+    """
+    local, _, domain = email.casefold().rpartition("@")
+    local = local.partition("+")[0] or local
+    if domain in ("gmail.com", "googlemail.com"):
+        local, domain = local.replace(".", ""), "gmail.com"
+    return keyed_hash("mailbox", f"{local}@{domain}")
+
+
+def keyed_hash(*parts: str) -> str:
+    """Return a hash that only this database can compute.
+
+    Its key is kept in the database: it outlives a change of SECRET_KEY, as the memory
+    of who left the list must.
+    """
+    key = Setting.once("hash_key", secrets.token_hex(32))
+    text = "\0".join(parts).encode(errors="surrogatepass")
+    return hashlib.blake2b(text, key=key.encode(), digest_size=20).hexdigest()
+
+
+# --- outbox ----------------------------------------------------------------------
+
+
+class Delivery(Table):
+    """One thing that Mailjet is to be told; the row is gone once it has been.
+
+    due_at doubles as the lease: claiming a row moves it into the future, and whoever
+    dies with it leaves it to the others then. NULL: dead, kept for the owner.
+    """
+
+    id = BigAutoField()
+    kind = TextField()  # contact, confirm, digest, list or test
+    ref = TextField()  # message id, subscriber id, time of digest or address
+    created_at = DoubleField()
+    due_at = DoubleField(null=True, index=True)
+    attempts = IntegerField(default=0)
+    lease = TextField(null=True)
+    error = TextField(null=True)
+
+    @staticmethod
+    def add(kind: str, ref: str, now: float) -> None:
+        """Queue a delivery; call it in the write() of what causes it."""
+        execute(
+            "INSERT INTO delivery (kind, ref, created_at, due_at, attempts) "
+            "VALUES (?, ?, ?, ?, 0)",
+            kind,
+            ref,
+            now,
+            now,
+        )
+
+    @classmethod
+    def claim(cls, now: float, seconds: float) -> Delivery | None:
+        """Lease the delivery that is due for longest, or return None.
+
+        The outer condition repeats the inner one: on Postgres two claimants may pick
+        the same row, and the second finds it no longer due.
+        """
+
+        def job() -> Delivery | None:
+            lease = secrets.token_hex(8)
+            row = execute(
+                "UPDATE delivery SET due_at = ?, attempts = attempts + 1, lease = ? "
+                "WHERE id = (SELECT id FROM delivery WHERE due_at <= ? "
+                "ORDER BY due_at, id LIMIT 1) AND due_at <= ? "
+                "RETURNING id, kind, ref, created_at, attempts",
+                now + seconds,
+                lease,
+                now,
+                now,
+            ).fetchone()
+            if row is None:
+                return None
+            columns = ("id", "kind", "ref", "created_at", "attempts")
+            return cls(lease=lease, **dict(zip(columns, row, strict=True)))
+
+        while True:
+            claimed: Delivery | None = write(job)
+            if claimed is not None or not cls.is_due(now):
+                return claimed
+
+    @classmethod
+    def is_due(cls, now: float) -> bool:
+        """Tell whether something waits to be delivered."""
+        sql = "SELECT 1 FROM delivery WHERE due_at <= ? LIMIT 1"
+        return execute(sql, now).fetchone() is not None
+
+    @classmethod
+    def next_due(cls) -> float | None:
+        """Return when the next delivery is due, None when there is none."""
+        row = execute("SELECT min(due_at) FROM delivery").fetchone()
+        return None if row[0] is None else float(row[0])
+
+    def done(self, now: float) -> None:
+        """Forget a delivery that was accepted."""
+
+        def job() -> None:
+            deleted = execute(
+                "DELETE FROM delivery WHERE id = ? AND lease = ?", self.id, self.lease
+            )
+            if deleted.rowcount and self.kind == "contact":
+                execute("UPDATE message SET mailed_at = ? WHERE id = ?", now, self.ref)
+
+        write(job)
+
+    def put_back(self, due_at: float | None, error: str, attempts: int) -> None:
+        """Try again at a time, or never (None); the lease is over."""
+
+        def job() -> None:
+            execute(
+                "UPDATE delivery SET due_at = ?, error = ?, attempts = ?, lease = NULL "
+                "WHERE id = ? AND lease = ?",
+                due_at,
+                error,
+                attempts,
+                self.id,
+                self.lease,
+            )
+
+        write(job)
+
+    @classmethod
+    def summary(cls, now: float) -> dict[str, int]:
+        """Return how many wait, for how long the oldest, and how many are dead."""
+        waiting, oldest, dead = execute(
+            "SELECT count(due_at), min(CASE WHEN due_at IS NULL THEN NULL "
+            "ELSE created_at END), count(*) - count(due_at) FROM delivery"
+        ).fetchone()
+        age = 0 if oldest is None else max(0, int(now - oldest))
+        return {"waiting": waiting, "oldest_seconds": age, "dead": dead}
+
+
+# --- hits ------------------------------------------------------------------------
+
+
+class Page(Table):
+    """A page's hits and visitors of all days."""
+
+    page = TextField(primary_key=True)
+    hits = BigIntegerField()
+    visitors = BigIntegerField()
+
+    class Meta:
+        without_rowid = True
+
+    @classmethod
+    def totals(cls, page: str) -> tuple[int, int]:
+        """Return (hits, visitors), both 0 for a page that was never counted."""
+        row = execute("SELECT hits, visitors FROM page WHERE page = ?", page).fetchone()
+        return (row[0], row[1]) if row else (0, 0)
+
+    @classmethod
+    def admit(cls, page: str, may_add: Callable[[], bool], max_pages: int) -> str:
+        """Return the page that counts: itself if known or added, else /(other)."""
+        sql = "SELECT 1 FROM page WHERE page = ?"
+        if execute(sql, page).fetchone():
+            return page
+
+        def job() -> bool:
+            added = execute(
+                "INSERT INTO page (page, hits, visitors) VALUES (?, 0, 0) "
+                "ON CONFLICT DO NOTHING",
+                page,
+            )
+            if not added.rowcount:  # somebody was faster
+                return True
+            if Tally.take("pages", "", max_pages):
+                return True
+            execute("DELETE FROM page WHERE page = ?", page)
+            return False
+
+        return page if may_add() and write(job) else OTHER_PAGES
+
+
+class Hit(Table):
+    """A page's hits and visitors of one day."""
+
+    page = TextField()
+    day = TextField()
+    hits = BigIntegerField()
+    visitors = BigIntegerField()
+
+    class Meta:
+        primary_key = CompositeKey("page", "day")
+        without_rowid = True
+
+    @classmethod
+    def count(cls, page: str, visitor: str | None, now: float) -> tuple[int, int]:
+        """Count one hit on an admitted page and return its (hits, visitors).
+
+        visitor is the daily keyed hash of a browser (see Visitor), or None when an
+        image proxy hides it.
+        """
+        day = day_of(now)
+
+        def job() -> tuple[int, int]:
+            new = 0
+            if visitor is not None:
+                new = execute(
+                    "INSERT INTO visitor (day, hash) VALUES (?, ?) "
+                    "ON CONFLICT DO NOTHING",
+                    day,
+                    visitor,
+                ).rowcount
+            totals = execute(
+                "UPDATE page SET hits = hits + 1, visitors = visitors + ? "
+                "WHERE page = ? RETURNING hits, visitors",
+                new,
+                page,
+            ).fetchone()
+            execute(
+                "INSERT INTO hit (page, day, hits, visitors) VALUES (?, ?, 1, ?) "
+                "ON CONFLICT (page, day) DO UPDATE SET hits = hit.hits + 1, "
+                "visitors = hit.visitors + excluded.visitors",
+                page,
+                day,
+                new,
+            )
+            return totals[0], totals[1]
+
+        return write(job)  # type: ignore[no-any-return]
+
+    @classmethod
+    def days(cls, page: str, days: int, now: float) -> list[tuple[str, int, int]]:
+        """Return (day, hits, visitors) for the last days, oldest first, gaps as 0."""
+        last = date.fromisoformat(day_of(now))
+        wanted = [(last - timedelta(n)).isoformat() for n in range(days - 1, -1, -1)]
+        rows = execute(
+            "SELECT day, hits, visitors FROM hit WHERE page = ? AND day >= ?",
+            page,
+            wanted[0],
+        ).fetchall()
+        counted = {row[0]: (row[1], row[2]) for row in rows}
+        return [(day, *counted.get(day, (0, 0))) for day in wanted]
+
+
+class Visitor(Table):
+    """Who was on a page today, as a hash that nobody can undo tomorrow."""
+
+    day = TextField()
+    hash = TextField()
+
+    class Meta:
+        primary_key = CompositeKey("day", "hash")
+        without_rowid = True
+
+    _salt: tuple[str, bytes] = ("", b"")
+
+    @classmethod
+    def key(cls, page: str, address: str, user_agent: str, now: float) -> str:
+        """Return the keyed hash of a browser on a page, of this UTC day."""
+        day = day_of(now)
+        if cls._salt[0] != day:
+            cls._salt = (day, cls._salt_of(day))
+        digest = hashlib.blake2b(key=cls._salt[1], digest_size=12)
+        digest.update("\0".join((page, address, user_agent)).encode())
+        return digest.hexdigest()
+
+    @classmethod
+    def _salt_of(cls, day: str) -> bytes:
+        salt = bytes.fromhex(Setting.once(f"salt {day}", secrets.token_hex(32)))
+
+        def job() -> None:
+            execute(
+                "DELETE FROM setting WHERE name LIKE 'salt 2%' AND name < ?",
+                f"salt {day}",
+            )
+            execute("DELETE FROM visitor WHERE day < ?", day)
+
+        write(job)
+        return salt
+
+
+# --- rate limits -----------------------------------------------------------------
+
+
+class Bucket(Table):
+    """A client's state under one window of one limit (GCRA)."""
+
+    key = TextField(primary_key=True)
+    tat = BigIntegerField()  # "theoretical arrival time", microseconds
+
+    class Meta:
+        without_rowid = True
+
+
+class Verdict(NamedTuple):
+    """May the request pass, and what is left: (window, remaining, reset) each."""
+
+    allowed: bool
+    retry_after: int  # seconds, 0 when allowed
+    left: list[tuple[Any, int, int]]
+
+
+class _OverLimitError(Exception):
+    pass
+
+
+class RateLimits:
+    """The generic cell rate algorithm on a table that all workers share.
+
+    On SQLite it is a file of its own in memory-backed storage, never synced, because
+    the main database's commits would cost ten times as much; on Postgres the
+    database itself, so that limits hold across machines.
+    """
+
+    MAX_KEYS = 200_000
+    SWEEP_SECONDS = 60
+
+    def __init__(self, db: Any) -> None:
+        self._db = db
+        self._param = db.param
+        self._swept_at = 0.0
+
+    def close(self) -> None:
+        """Close this thread's connection."""
+        self._db.close()
+
+    def take(
+        self, key: str, windows: Sequence[Any], now: float, spend: bool = True
+    ) -> Verdict:
+        """Spend one request of a key, or with spend=False only look."""
+        if now - self._swept_at > self.SWEEP_SECONDS:
+            self._swept_at = now
+            self._sweep(now)
+        micros = int(now * 1_000_000)
+        if not spend:
+            return self._verdict(key, windows, micros, spent=False)
+        try:
+            with self._db.atomic():  # all windows or none
+                left = [self._spend(f"{key} {w.seconds}", w, micros) for w in windows]
+        except _OverLimitError:
+            return self._verdict(key, windows, micros, spent=True)
+        return Verdict(True, 0, left)
+
+    def _spend(self, key: str, window: Any, micros: int) -> tuple[Any, int, int]:
+        step = window.seconds * 1_000_000 // window.quota
+        row = self._execute(
+            "INSERT INTO bucket (key, tat) VALUES (?, ?) ON CONFLICT (key) DO UPDATE "
+            "SET tat = CASE WHEN bucket.tat > ? THEN bucket.tat ELSE ? END + ? "
+            "WHERE bucket.tat <= ? RETURNING tat",
+            key,
+            micros + step,
+            micros,
+            micros,
+            step,
+            micros + step * (window.quota - 1),
+        ).fetchone()
+        if row is None:
+            raise _OverLimitError
+        return self._left(window, int(row[0]), micros)
+
+    def _verdict(
+        self, key: str, windows: Sequence[Any], micros: int, spent: bool
+    ) -> Verdict:
+        left, wait = [], 0
+        for window in windows:
+            row = self._execute(
+                "SELECT tat FROM bucket WHERE key = ?", f"{key} {window.seconds}"
+            ).fetchone()
+            tat = max(int(row[0]) if row else 0, micros)
+            step = window.seconds * 1_000_000 // window.quota
+            wait = max(wait, tat - step * (window.quota - 1) - micros)
+            left.append(self._left(window, tat, micros))
+        seconds = math.ceil(wait / 1_000_000)
+        return Verdict(seconds <= 0, max(seconds, 1) if spent else seconds, left)
+
+    @staticmethod
+    def _left(window: Any, tat: int, micros: int) -> tuple[Any, int, int]:
+        step = window.seconds * 1_000_000 // window.quota
+        remaining = window.quota - math.ceil((tat - micros) / step)
+        return window, max(0, remaining), math.ceil((tat - micros) / 1_000_000)
+
+    def _sweep(self, now: float) -> None:
+        micros = int(now * 1_000_000)
+        self._execute("DELETE FROM bucket WHERE tat < ?", micros)
+        count = self._execute("SELECT count(*) FROM bucket").fetchone()[0]
+        if count > self.MAX_KEYS:  # the soonest to expire go first
+            self._execute(
+                "DELETE FROM bucket WHERE key IN "
+                "(SELECT key FROM bucket ORDER BY tat LIMIT ?)",
+                count - self.MAX_KEYS // 2,
+            )
+
+    def _execute(self, sql: str, *params: object) -> Any:
+        return self._db.execute_sql(sql.replace("?", self._param), params)
+
+
+def _limits_database(sqlite_path: Path) -> Any:
+    """Open the rate limits' file: named after the database, so workers share it."""
+    memory = Path("/dev/shm")  # noqa: S108 # shared on purpose
+    folder = memory if memory.is_dir() else Path(tempfile.gettempdir())
+    name = hashlib.blake2b(str(sqlite_path).encode(), digest_size=8).hexdigest()
+    pragmas = {"journal_mode": "wal", "synchronous": "off"}
+    return SqliteDatabase(
+        str(folder / f"frontdesk-{name}.limits"),
+        pragmas=pragmas,
+        timeout=2,
+        lock_type="IMMEDIATE",
+    )
+
+
+# --- the owner's view and the daily round ----------------------------------------
+
+EXPORT_CHUNK = 500
+
+
+def export(name: str) -> Iterator[dict[str, Any]]:
+    """Yield the rows of messages, subscribers or hits, a chunk in memory at a time."""
+    model: Any = {"messages": Message, "subscribers": Subscriber}.get(name)
+    last: Any = None
+    try:
+        while True:
+            rows = _hits_after(last) if model is None else _rows_after(model, last)
+            for _, row in rows:
+                yield row
+            if len(rows) < EXPORT_CHUNK:
+                return
+            last = rows[-1][0]
+    finally:
+        release()
+
+
+def _rows_after(model: Any, last: str | None) -> list[tuple[Any, dict[str, Any]]]:
+    query = model.select().order_by(model.id).limit(EXPORT_CHUNK)
+    if last is not None:
+        query = query.where(model.id > last)
+    return [(row.id, row.as_dict()) for row in query]
+
+
+def _hits_after(last: tuple[str, str] | None) -> list[tuple[Any, dict[str, Any]]]:
+    rows = execute(
+        "SELECT page, day, hits, visitors FROM hit WHERE (page, day) > (?, ?) "
+        "ORDER BY page, day LIMIT ?",
+        *(last or ("", "")),
+        EXPORT_CHUNK,
+    ).fetchall()
+    columns = ("page", "date", "hits", "visitors")
+    return [((r[0], r[1]), dict(zip(columns, r, strict=True))) for r in rows]
+
+
+def erase(email: str, now: float, sync: bool) -> tuple[int, int]:
+    """Delete what is kept of a person; return how many (messages, subscribers)."""
+    mailbox = mailbox_key(email)
+
+    def job() -> tuple[int, int]:
+        theirs = fn.lower(Message.email) == email.lower()
+        ids = [row.id for row in Message.select(Message.id).where(theirs)]
+        for part in (ids[i : i + 500] for i in range(0, len(ids), 500)):
+            Delivery.delete().where(
+                Delivery.kind == "contact", Delivery.ref.in_(part)
+            ).execute()
+            Receipt.delete().where(Receipt.message_id.in_(part)).execute()
+            Message.delete().where(Message.id.in_(part)).execute()
+        row = Subscriber.get_or_none(Subscriber.mailbox == mailbox)
+        if row is not None:
+            Delivery.delete().where(
+                Delivery.kind == "confirm", Delivery.ref == row.id
+            ).execute()
+            if sync and row.status == "confirmed":
+                Delivery.add("list", str(row.email), now)
+            row.delete_instance()
+        return len(ids), int(row is not None)
+
+    return write(job)  # type: ignore[no-any-return]
+
+
+@contextmanager
+def backup() -> Iterator[Path | None]:
+    """Yield a consistent copy of the SQLite file, None on Postgres.
+
+    VACUUM INTO reads one snapshot and keeps no writer waiting.
+    """
+    if not isinstance(database.obj, SqliteDatabase):
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="frontdesk-") as folder:
+        copy = Path(folder) / "backup.sqlite3"
+        execute("VACUUM INTO ?", str(copy))
+        yield copy
+
+
+def check_storage() -> None:
+    """Write and delete a few pages durably; raise a StorageError if that fails.
+
+    A full disk still reads well, so that a SELECT would not notice.
+    """
+
+    def job() -> None:
+        execute("DELETE FROM setting WHERE name = 'probe'")
+        execute("INSERT INTO setting (name, value) VALUES ('probe', ?)", "0" * 16384)
+        execute("DELETE FROM setting WHERE name = 'probe'")
+
+    write(job)
+
+
+def clean_up(now: float, retention_days: int) -> None:
+    """Delete what nobody needs any more; once a day is enough."""
+    today = day_of(now)
+    Visitor._salt_of(today)
+
+    def job() -> None:
+        Receipt.delete().where(Receipt.expires_at <= now).execute()
+        Subscriber.delete().where(
+            Subscriber.asked_at < now - PENDING_SECONDS,
+            Subscriber.confirmed_at.is_null(),
+            Subscriber.left_at.is_null(),
+        ).execute()
+        month_ago = day_of(now - PENDING_SECONDS)
+        Tally.delete().where(Tally.period != "", Tally.period < month_ago).execute()
+        if retention_days:
+            oldest = f"{int((now - retention_days * DAY) * 1000):012x}"
+            Message.delete().where(Message.id < oldest).execute()
+
+    write(job)
+    if isinstance(database.obj, SqliteDatabase):
+        execute("PRAGMA optimize")
+        execute("PRAGMA wal_checkpoint(TRUNCATE)")

@@ -1,0 +1,284 @@
+"""What only the owner and the platform look at: health, doctor, exports, erasure."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import falcon
+
+import forms
+import models
+from mail import Outbox, Transport
+from models import Delivery, Message
+from settings import VERSION, Settings, sqlite_path
+
+COLUMNS = {
+    "messages": [
+        *("id", "received_at", "name", "email", "subject", "message", "fields"),
+        *("page", "spam_score", "spam_reasons", "held", "mailed_at"),
+    ],
+    "subscribers": [
+        *("email", "name", "status", "asked_at", "confirmed_at", "left_at", "page")
+    ],
+    "hits": ["page", "date", "hits", "visitors"],
+}
+CHUNK = 64 * 1024
+PROBE_SECONDS = 5
+
+
+def openapi(settings: Settings) -> bytes:
+    """Return openapi.yaml as JSON, with this service's version and address."""
+    import yaml  # loaded when first asked for
+
+    text = Path(__file__).with_name("openapi.yaml").read_text("utf-8")
+    document = yaml.safe_load(text)
+    document["info"]["version"] = VERSION
+    document["servers"] = [{"url": settings.public_url}]
+    return json.dumps(document, ensure_ascii=False).encode()
+
+
+class Health:
+    """Is all well? Never cached, never limited, no secrets."""
+
+    def __init__(self, outbox: Outbox, clock: Callable[[], float]) -> None:
+        self._outbox = outbox
+        self._clock = clock
+        self._checked = 0.0
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Report; 503 when the database does not answer, or takes nothing more."""
+        now = self._clock()
+        status = {"status": "ok", "version": VERSION, "database": "ok"}
+        try:
+            self._probe()
+            counts = Delivery.summary(now)
+            held = Message.held_since(now - models.DAY)
+        except models.StorageError:
+            status |= {"status": "error", "database": "error"}
+            counts = {"waiting": 0, "oldest_seconds": 0, "dead": 0}
+            held = 0
+            resp.status = falcon.HTTP_503
+        paused = now < self._outbox.paused_until
+        resp.media = {
+            **status,
+            "outbox": {**counts, "paused": paused},
+            "held_last_day": held,
+        }
+
+    on_head = on_get
+
+    def _probe(self) -> None:
+        # A probe syncs the disk: often enough for a platform, too rare for an attack.
+        if time.monotonic() - self._checked > PROBE_SECONDS:
+            models.check_storage()
+            self._checked = time.monotonic()
+
+
+class Export:
+    """The owner's data, streamed."""
+
+    for_owner = True
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response, name: str) -> None:
+        """Answer with messages, subscribers or hits as JSON or CSV."""
+        noun, _, kind = name.partition(".")
+        if noun not in COLUMNS or kind not in ("json", "csv"):
+            raise falcon.HTTPNotFound
+        rows = models.export(noun)
+        # The first row now: a database in trouble must still become a 503.
+        rows = chain([first], rows) if (first := next(rows, None)) else rows
+        as_text = _as_json(rows) if kind == "json" else _as_csv(rows, COLUMNS[noun])
+        resp.content_type = falcon.MEDIA_JSON if kind == "json" else falcon.MEDIA_CSV
+        resp.downloadable_as = f"frontdesk-{name}"
+        if req.method == "GET":
+            resp.stream = _in_chunks(as_text)
+
+    on_head = on_get
+
+
+def _as_json(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
+    separator = "["
+    for row in rows:
+        yield separator + json.dumps(row, ensure_ascii=False)
+        separator = ",\n"
+    yield "[]" if separator == "[" else "]"
+
+
+def _as_csv(rows: Iterable[dict[str, Any]], columns: list[str]) -> Iterator[str]:
+    line = io.StringIO()
+    writer = csv.writer(line)
+    writer.writerow(columns)
+    for row in rows:
+        writer.writerow(_cell(row[column]) for column in columns)
+        yield line.getvalue()
+        line.seek(0)
+        line.truncate()
+    yield line.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """Return a cell that no spreadsheet takes for a formula (OWASP, CSV injection)."""
+    if isinstance(value, (dict, list)):
+        value = json.dumps(value, ensure_ascii=False)
+    if isinstance(value, str) and value.lstrip(" ")[:1] in tuple("=+-@\t\r\n＝＋－＠"):
+        return f"'{value}"
+    return value
+
+
+def _in_chunks(texts: Iterable[str]) -> Iterator[bytes]:
+    buffer = io.BytesIO()
+    for text in texts:
+        buffer.write(text.encode())
+        if buffer.tell() >= CHUNK:
+            yield buffer.getvalue()
+            buffer = io.BytesIO()
+    yield buffer.getvalue()
+
+
+class Backup:
+    """A copy of the whole database."""
+
+    for_owner = True
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Answer with a consistent SQLite file; there is none on Postgres."""
+        with models.backup() as copy:
+            if copy is None:
+                raise falcon.HTTPNotFound
+            resp.content_type = "application/vnd.sqlite3"
+            resp.downloadable_as = "frontdesk.sqlite3"
+            # Unlinked when the context ends; the open file lives until it is sent.
+            resp.set_stream(copy.open("rb"), copy.stat().st_size)
+
+    on_head = on_get
+
+
+class People:
+    """What is kept of a person."""
+
+    for_owner = True
+
+    def __init__(
+        self, settings: Settings, outbox: Outbox, clock: Callable[[], float]
+    ) -> None:
+        self._sync = settings.mailjet_list_id is not None
+        self._outbox = outbox
+        self._clock = clock
+
+    def on_delete(self, req: falcon.Request, resp: falcon.Response, email: str) -> None:
+        """Erase messages and subscription."""
+        address = forms.valid_email(email)
+        if address is None:
+            problem: forms.Error = {
+                "code": "TYPE_EMAIL",
+                "field": "email",
+                "message": "This is not a valid e-mail address.",
+            }
+            raise forms.Rejected(falcon.HTTP_422, [problem])
+        messages, subscribers = models.erase(address, self._clock(), self._sync)
+        self._outbox.nudge()
+        resp.media = {
+            "ok": True,
+            "success": True,
+            "next": "",
+            "message": f"Erased {messages} messages and {subscribers} subscriptions.",
+            "messages": messages,
+            "subscribers": subscribers,
+        }
+
+
+class Doctor:
+    """What is set up well and what to mend."""
+
+    for_owner = True
+
+    def __init__(
+        self,
+        settings: Settings,
+        outbox: Outbox,
+        transport: Transport,
+        clock: Callable[[], float],
+    ) -> None:
+        self._settings = settings
+        self._outbox = outbox
+        self._transport = transport
+        self._clock = clock
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Answer with a list of checks, each ok or with what to do."""
+        checks = [
+            {"name": name, "ok": ok, "message": message}
+            for name, ok, message in chain(
+                self._database(),
+                self._transport.check(self._settings),
+                self._addresses(),
+            )
+        ]
+        resp.media = {
+            "ok": all(check["ok"] for check in checks),
+            "checks": checks,
+            "client": {"address": req.context.client, "rule": req.context.client_rule},
+        }
+
+    on_head = on_get
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Send a test mail to the owner."""
+        now = self._clock()
+        models.write(lambda: Delivery.add("test", "", now))
+        self._outbox.nudge()
+        resp.media = {
+            "ok": True,
+            "success": True,
+            "next": "",
+            "message": "A test mail is on its way to MAIL_TO.",
+        }
+
+    def _database(self) -> Iterator[tuple[str, bool, str]]:
+        path = sqlite_path(self._settings.database_url)
+        if path is None:
+            yield "database", True, "Postgres."
+        else:
+            lasts = not self._settings.ephemeral
+            yield (
+                "database",
+                lasts,
+                "SQLite on a disk that stays."
+                if lasts
+                else "SQLite on a disk that may be wiped (ALLOW_EPHEMERAL=1): attach "
+                "Postgres or a disk.",
+            )
+            free = shutil.disk_usage(path.parent).free // 2**20
+            yield "disk", free > 100, f"{free:,} MB free."
+        yield "schema", True, f"Version {models.schema_version()}."
+        counts = Delivery.summary(self._clock())
+        yield (
+            "outbox",
+            counts["oldest_seconds"] < 3600 and not counts["dead"],
+            f"{counts['waiting']} waiting, the oldest for {counts['oldest_seconds']} "
+            f"seconds; {counts['dead']} dead.",
+        )
+
+    def _addresses(self) -> Iterator[tuple[str, bool, str]]:
+        settings = self._settings
+        yield (
+            "public_url",
+            settings.public_url.startswith("https://"),
+            f"Mailed links lead to {settings.public_url}.",
+        )
+        listed = settings.allowed_origins != ("*",)
+        yield (
+            "allowed_origins",
+            listed,
+            f"Pages of {', '.join(settings.allowed_origins)} may send forms."
+            if listed
+            else "Every site may send forms: set ALLOWED_ORIGINS to yours.",
+        )

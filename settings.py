@@ -1,0 +1,349 @@
+"""The environment, read once and checked whole."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from email.utils import parseaddr
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+from urllib.parse import unquote, urlsplit
+
+VERSION = "1.0.0"
+
+MAILJET_API_URL = "https://api.mailjet.com/"
+SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
+
+T = TypeVar("T")
+
+
+class SettingsError(Exception):
+    """Everything that is wrong with the environment, one line each."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class Window(NamedTuple):
+    """So many requests in so many seconds."""
+
+    quota: int
+    seconds: int
+
+
+class Address(NamedTuple):
+    """A mailbox as in ``Name <a@b>``; the name may be empty."""
+
+    name: str
+    email: str
+
+
+@lru_cache(maxsize=256)
+def origin_of(url: str) -> str | None:
+    """Return the origin of an http(s) URL as browsers write it, else None."""
+    if not url or "\\" in url or "@" in url.partition("://")[2].partition("/")[0]:
+        return None
+    try:
+        parts = urlsplit(url)
+        port, host = parts.port, (parts.hostname or "").encode("idna").decode()
+    except (ValueError, UnicodeError):
+        return None
+    if parts.scheme not in ("http", "https") or not re.fullmatch(r"[\w.:-]+", host):
+        return None
+    host = f"[{host}]" if ":" in host else host
+    default = {"http": 80, "https": 443}[parts.scheme]
+    return f"{parts.scheme}://{host}" + (
+        f":{port}" if port not in (None, default) else ""
+    )
+
+
+class Origins:
+    """The origins of the owner's pages; ``*`` stands for every one."""
+
+    def __init__(self, listed: tuple[str, ...], own: str | None = None) -> None:
+        self.listed = listed
+        self.any = listed == ("*",)
+        self._sites = {self._site(origin) for origin in (*listed, own) if origin}
+
+    @staticmethod
+    def _site(origin: str) -> str:
+        return origin.replace("://www.", "://", 1)
+
+    def allows(self, url: str) -> bool:
+        """Tell whether a URL lies on an allowed origin."""
+        origin = origin_of(url)
+        return origin is not None and (self.any or self._site(origin) in self._sites)
+
+    def lists(self, origin: str) -> bool:
+        """Tell whether the owner named this very origin, with no ``*``."""
+        return not self.any and self.allows(origin)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the owner chose, or the defaults of the contract."""
+
+    secret_keys: tuple[str, ...] = ()  # newest first; none: the database keeps one
+    database_url: str = "sqlite:///frontdesk.db"
+    public_url: str = "http://localhost:8000"
+    allowed_origins: tuple[str, ...] = ("*",)
+    site_name: str = "localhost"
+    thanks_url: str | None = None
+    mail_from: Address | None = None
+    mail_to: Address | None = None
+    mailjet_key: tuple[str, str] | None = None
+    mailjet_api_url: str = MAILJET_API_URL
+    mailjet_list_id: str | None = None
+    confirm_mails_per_day: int = 100
+    admin_token: str | None = None
+    trusted_hops: int = 0
+    client_ip_header: str | None = None
+    contact_limit: tuple[Window, ...] = (Window(5, 60), Window(30, 3600))
+    newsletter_limit: tuple[Window, ...] = (Window(5, 60), Window(20, 3600))
+    hits_limit: tuple[Window, ...] = (Window(120, 60),)
+    max_pages: int = 10000
+    retention_days: int = 0
+    ephemeral: bool = False
+    port: int = 8000
+    workers: int = 1
+    threads: int = 8
+
+    @cached_property
+    def origins(self) -> Origins:
+        """The allowed origins, our own pages' among them."""
+        return Origins(self.allowed_origins, origin_of(self.public_url))
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str]) -> Settings:
+        """Read and check all settings.
+
+        Raises SettingsError with every problem at once.
+        """
+        return _Reader(environ).settings()
+
+
+class _Reader:
+    """Reads one variable after the other and keeps what was wrong."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        # A platform's form leaves untouched fields as empty strings.
+        self.environ = {k: v.strip() for k, v in environ.items() if v.strip()}
+        self.problems: list[str] = []
+        self.heroku = "DYNO" in self.environ
+        self.render = "RENDER" in self.environ
+
+    def settings(self) -> Settings:
+        port = self.read("PORT", _whole(1, 65535), 8000)
+        every: tuple[str, ...] = ("*",)
+        origins = self.read("ALLOWED_ORIGINS", _origins, every)
+        public_url = self.public_url(port)
+        home = public_url if origins == every else origins[0]
+        settings = Settings(
+            secret_keys=self.read("SECRET_KEY", _secret_keys, ()),
+            database_url=self.read("DATABASE_URL", _database, Settings.database_url),
+            public_url=public_url,
+            allowed_origins=origins,
+            site_name=self.read("SITE_NAME", _line, urlsplit(home).hostname or ""),
+            thanks_url=self.read("THANKS_URL", _url, None),
+            mail_from=self.read("MAIL_FROM", _address, None),
+            mail_to=self.read("MAIL_TO", _address, None),
+            mailjet_key=self.mailjet_key(),
+            mailjet_api_url=self.read("MAILJET_API_URL", _mailjet_url, MAILJET_API_URL),
+            mailjet_list_id=self.read("MAILJET_LIST_ID", _digits, None),
+            confirm_mails_per_day=self.read(
+                "CONFIRM_MAILS_PER_DAY",
+                _whole(0, 10**6),
+                Settings.confirm_mails_per_day,
+            ),
+            admin_token=self.read("ADMIN_TOKEN", str, None),
+            trusted_hops=self.read("TRUSTED_HOPS", _whole(0, 10), int(self.heroku)),
+            client_ip_header=self.read(
+                "CLIENT_IP_HEADER", _header, "CF-Connecting-IP" if self.render else None
+            ),
+            contact_limit=self.read("CONTACT_LIMIT", _limit, Settings.contact_limit),
+            newsletter_limit=self.read(
+                "NEWSLETTER_LIMIT", _limit, Settings.newsletter_limit
+            ),
+            hits_limit=self.read("HITS_LIMIT", _limit, Settings.hits_limit),
+            max_pages=self.read("MAX_PAGES", _whole(1, 10**7), Settings.max_pages),
+            retention_days=self.read("RETENTION_DAYS", _whole(0, 36500), 0),
+            ephemeral=self.environ.get("ALLOW_EPHEMERAL") == "1",
+            port=port,
+            workers=self.read("WEB_CONCURRENCY", _whole(1, 64), 1),
+            threads=self.read("WEB_THREADS", _whole(1, 64), Settings.threads),
+        )
+        self.check_mail(settings)
+        self.check_platform(settings)
+        if self.problems:
+            raise SettingsError(self.problems)
+        return settings
+
+    def read(self, name: str, parse: Callable[[str], T], default: T) -> T:
+        if name not in self.environ:
+            return default
+        try:
+            return parse(self.environ[name])
+        except ValueError as error:
+            self.problems.append(f"{name}: {error}")
+            return default
+
+    def public_url(self, port: int) -> str:
+        domain = self.environ.get("HEROKU_APP_DEFAULT_DOMAIN_NAME")
+        fallback = f"https://{domain}" if domain else f"http://localhost:{port}"
+        url = self.read("RENDER_EXTERNAL_URL", _url, fallback)
+        return self.read("PUBLIC_URL", _url, url).rstrip("/")
+
+    def mailjet_key(self) -> tuple[str, str] | None:
+        names = ("MJ_APIKEY_PUBLIC", "MJ_APIKEY_PRIVATE")
+        missing = [name for name in names if name not in self.environ]
+        if len(missing) == 1:
+            self.problems.append(f"{missing[0]}: missing, Mailjet needs both keys")
+        if missing:
+            return None
+        return self.environ[names[0]], self.environ[names[1]]
+
+    def check_mail(self, settings: Settings) -> None:
+        if settings.mailjet_key is None:
+            return
+        for name, what in (
+            ("MAIL_FROM", "the sender address verified at Mailjet"),
+            ("MAIL_TO", "the address that messages are sent to"),
+        ):
+            if name not in self.environ:
+                self.problems.append(f"{name}: missing, set it to {what}")
+
+    def check_platform(self, settings: Settings) -> None:
+        if not (self.heroku or self.render):
+            return
+        if "SECRET_KEY" not in self.environ:
+            self.problems.append(
+                "SECRET_KEY: missing, set it to 32 or more random characters "
+                "(openssl rand -hex 32)"
+            )
+        path = sqlite_path(settings.database_url)
+        if path is None or settings.ephemeral:
+            return
+        if self.heroku or not _on_mounted_disk(path):
+            way = (
+                "attach Postgres (heroku addons:create heroku-postgresql)"
+                if self.heroku
+                else "attach a disk and point DATABASE_URL to a file on it, or use "
+                "Postgres"
+            )
+            self.problems.append(
+                f"DATABASE_URL: {path} lies on a disk that this platform wipes at each "
+                f"restart, and the sign-up list with it: {way}; ALLOW_EPHEMERAL=1 "
+                "overrides this"
+            )
+
+
+def sqlite_path(database_url: str) -> Path | None:
+    """Return the absolute path of a SQLite URL's file, None for Postgres."""
+    if not database_url.startswith("sqlite:///"):
+        return None
+    return Path(unquote(database_url.removeprefix("sqlite:///"))).absolute()
+
+
+def _on_mounted_disk(path: Path) -> bool:
+    return any(parent.is_mount() for parent in path.parents if parent != Path("/"))
+
+
+def _whole(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,9}", text) or not low <= int(text) <= high:
+            raise ValueError(f"must be a whole number from {low} to {high}")
+        return int(text)
+
+    return parse
+
+
+def _secret_keys(text: str) -> tuple[str, ...]:
+    keys = tuple(key.strip() for key in text.split(","))
+    if any(len(key) < 32 for key in keys):
+        raise ValueError("each key must have at least 32 characters")
+    return keys
+
+
+def _database(text: str) -> str:
+    if text.startswith("sqlite:///") and text not in ("sqlite:///", "sqlite:////"):
+        if ":memory:" in text:
+            raise ValueError("must name a file, several threads share it")
+        return text
+    if text.startswith(("postgres://", "postgresql://")):
+        return text
+    # The value may hold a password: it is not repeated.
+    raise ValueError(
+        "must look like sqlite:///file.db, sqlite:////var/file.db or "
+        "postgres://user:password@host/name"
+    )
+
+
+def _url(text: str) -> str:
+    if origin_of(text) is None or re.search(r"[\s\x00-\x1f]", text):
+        raise ValueError("must be a URL such as https://example.com")
+    return text
+
+
+def _mailjet_url(text: str) -> str:
+    host = urlsplit(_url(text)).hostname or ""
+    # mailjet_rest itself refuses every other host.
+    if host not in ("localhost", "127.0.0.1", "::1", "mailjet.com") and (
+        not host.endswith(".mailjet.com")
+    ):
+        raise ValueError("must lie on mailjet.com or on this machine")
+    return text
+
+
+def _origins(text: str) -> tuple[str, ...]:
+    entries = [entry.strip() for entry in text.split(",") if entry.strip()]
+    if "*" in entries:
+        return ("*",)
+    origins = []
+    for entry in entries:
+        origin = origin_of(entry)
+        if origin is None or urlsplit(entry).path not in ("", "/"):
+            raise ValueError(f"'{entry}' is not an origin such as https://example.com")
+        origins.append(origin)
+    if not origins:
+        raise ValueError("must name at least one origin such as https://example.com")
+    return tuple(origins)
+
+
+def _line(text: str) -> str:
+    if not text.isprintable() or len(text) > 100:
+        raise ValueError("must be one line of at most 100 characters")
+    return text
+
+
+def _address(text: str) -> Address:
+    name, email = parseaddr(text)
+    if not re.fullmatch(r"[^@\s,;<>]+@[^@\s,;<>]+", email):
+        raise ValueError("must be a mail address such as Name <me@example.com>")
+    return Address(name, email)
+
+
+def _digits(text: str) -> str:
+    if not re.fullmatch(r"[0-9]{1,20}", text):
+        raise ValueError("must be the numeric ID of a Mailjet contact list")
+    return text
+
+
+def _header(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9-]+", text):
+        raise ValueError("must be the name of a header")
+    return text
+
+
+def _limit(text: str) -> tuple[Window, ...]:
+    windows = []
+    for part in text.split(";"):
+        match = re.fullmatch(
+            r"\s*([0-9]{1,6})\s*/\s*(second|minute|hour|day)s?\s*", part
+        )
+        if not match or int(match[1]) == 0:
+            raise ValueError("must look like 5/minute or 5/minute;30/hour")
+        windows.append(Window(int(match[1]), SECONDS[match[2]]))
+    return tuple(windows)

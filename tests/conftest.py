@@ -1,0 +1,326 @@
+"""Settings, app and client; a real server; a private Postgres; no monkeypatching."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import falcon.testing
+import pytest
+
+import models
+from api import Frontdesk, create_app
+from settings import Address, Settings
+from tests.standin import StandIn
+
+ROOT = Path(__file__).parent.parent
+NOON = 1_800_000_000.0 - 1_800_000_000.0 % 86400 + 43200  # of some day, UTC
+TOKEN = "the-owner's-admin-token"
+
+
+class Clock:
+    """A clock that only a test moves."""
+
+    def __init__(self, now: float = NOON) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@dataclass
+class Mailbox:
+    """A transport that keeps what it is given; fail makes it raise instead."""
+
+    mails: list[dict[str, Any]] = field(default_factory=list)
+    synced: list[tuple[str, str, bool]] = field(default_factory=list)
+    fail: Callable[[dict[str, Any]], Exception | None] = lambda message: None
+
+    def send(self, message: dict[str, Any]) -> None:
+        if error := self.fail(message):
+            raise error
+        self.mails.append(message)
+
+    def sync(self, list_id: str, email: str, subscribed: bool) -> None:
+        self.synced.append((list_id, email, subscribed))
+
+    def check(self, settings: Settings) -> Iterator[tuple[str, bool, str]]:
+        yield "mailjet", True, "A test's mailbox."
+
+
+@dataclass
+class Desk:
+    """One service in this process: its client, clock and mailbox."""
+
+    app: Frontdesk
+    client: falcon.testing.TestClient
+    clock: Clock
+    mailbox: Mailbox
+    settings: Settings
+
+    def drain(self) -> list[dict[str, Any]]:
+        """Deliver what is due and return all mails so far."""
+        self.app.outbox.drain()
+        return self.mailbox.mails
+
+    def post(self, path: str, form: dict[str, Any], **headers: str) -> Any:
+        """Post JSON as a script does, keyword arguments as headers."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return self.client.simulate_post(path, json=form, headers=named)
+
+    def owner(self, method: str, path: str) -> Any:
+        """Make a request with the admin token."""
+        return self.client.simulate_request(
+            method, path, headers={"Authorization": f"Bearer {TOKEN}"}
+        )
+
+    def messages(self) -> list[dict[str, Any]]:
+        return self.owner("GET", "/export/messages.json").json
+
+    def subscribers(self) -> list[dict[str, Any]]:
+        return self.owner("GET", "/export/subscribers.json").json
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database with the schema: a SQLite file, then Postgres."""
+    if request.param == "sqlite":
+        empty = request.getfixturevalue("empty_sqlite")
+        shutil.copy(empty, tmp_path / "frontdesk.db")
+        return f"sqlite:///{tmp_path}/frontdesk.db"
+    return request.getfixturevalue("postgres").fresh_url()
+
+
+@pytest.fixture(scope="session")
+def empty_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("empty") / "frontdesk.db"
+    models.migrate(f"sqlite:///{path}", path)
+    return path
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def make_desk(database_url: str, clock: Clock) -> Iterator[Callable[..., Desk]]:
+    """Make services on this test's database, with any settings changed."""
+    made: list[Desk] = []
+
+    def make(**changes: Any) -> Desk:
+        settings = replace(
+            Settings(
+                database_url=database_url,
+                secret_keys=("k" * 32,),
+                public_url="https://desk.example",
+                allowed_origins=("https://site.example",),
+                site_name="site.example",
+                mail_from=Address("Site", "site@site.example"),
+                mail_to=Address("", "owner@site.example"),
+                admin_token=TOKEN,
+            ),
+            **changes,
+        )
+        mailbox = Mailbox()
+        app = create_app(settings, clock=clock, transport=mailbox)
+        client = falcon.testing.TestClient(app)
+        made.append(Desk(app, client, clock, mailbox, settings))
+        return made[-1]
+
+    yield make
+    if made:
+        models.close_database()
+
+
+@pytest.fixture
+def desk(make_desk: Callable[..., Desk]) -> Desk:
+    return make_desk()
+
+
+# --- a private Postgres ----------------------------------------------------------
+
+
+class Postgres:
+    """A cluster of this run's own, on a Unix socket and a local port."""
+
+    def __init__(self, folder: Path) -> None:
+        debian = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+        found = shutil.which("initdb")
+        if not debian and not found:
+            pytest.skip("Postgres is not installed")
+        self.bin = debian[-1] if debian else Path(found or "").parent
+        self.folder = folder
+        self.port = free_port()
+        self.made = 0
+
+    def run(self, *command: str) -> None:
+        # Postgres refuses to run as root.
+        user = {"user": "postgres"} if os.getuid() == 0 else {}
+        subprocess.run(command, check=True, cwd="/", stdout=subprocess.DEVNULL, **user)
+
+    def start(self) -> None:
+        if os.getuid() == 0:
+            shutil.chown(self.folder, "postgres")
+        data = str(self.folder / "data")
+        self.run(
+            *(f"{self.bin}/initdb", "-D", data, "-U", "desk", "-A", "trust"),
+            *("--no-sync", "-E", "UTF8", "--locale", "C"),
+        )
+        options = (
+            f"-p {self.port} -k {self.folder} -c listen_addresses=127.0.0.1 "
+            "-c fsync=off -c max_connections=200"
+        )
+        log = str(self.folder / "log")
+        self.run(
+            f"{self.bin}/pg_ctl", "-D", data, "-w", "-l", log, "-o", options, "start"
+        )
+
+    def stop(self) -> None:
+        data = str(self.folder / "data")
+        self.run(f"{self.bin}/pg_ctl", "-D", data, "-m", "immediate", "stop")
+
+    def url(self, name: str) -> str:
+        return f"postgres://desk@127.0.0.1:{self.port}/{name}"
+
+    def fresh_url(self) -> str:
+        """Return the URL of a new database with an empty schema."""
+        import psycopg
+
+        with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
+            if not self.made:
+                connection.execute("CREATE DATABASE empty")
+                models.migrate(self.url("empty"), None)
+            self.made += 1
+            connection.execute(f"CREATE DATABASE desk{self.made} TEMPLATE empty")
+        return self.url(f"desk{self.made}")
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    folder = Path(tempfile.mkdtemp(prefix="frontdesk-postgres-"))
+    cluster = Postgres(folder)
+    cluster.start()
+    yield cluster
+    cluster.stop()
+    shutil.rmtree(folder)
+
+
+# --- a real server ---------------------------------------------------------------
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+@dataclass
+class Server:
+    """gunicorn as the Procfile starts it."""
+
+    url: str
+    port: int
+    process: subprocess.Popen[bytes]
+    log_path: Path
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text(errors="replace")
+
+    def wait_for_log(self, text: str, seconds: float = 20) -> None:
+        """Return once the log holds a text (the bound only ends a failing test)."""
+        deadline = time.monotonic() + seconds
+        while text not in self.log:
+            assert time.monotonic() < deadline, f"no {text!r} in: {self.log[-2000:]}"
+            time.sleep(0.02)
+
+    def stop(self, seconds: float = 20) -> int:
+        """Send SIGTERM to every process of the group; return the exit status."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGTERM)
+        return self.process.wait(seconds)
+
+
+@contextmanager
+def serving(folder: Path, wait: bool = True, **environ: str) -> Iterator[Server]:
+    """Run the Procfile's command on a free port with this environment only."""
+    command = (ROOT / "Procfile").read_text().removeprefix("web:").split()
+    port = free_port()
+    log_path = folder / f"server-{port}.log"
+    env = {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PORT": str(port),
+        "DATABASE_URL": f"sqlite:///{folder}/frontdesk.db",
+        **environ,
+    }
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=env,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    server = Server(f"http://127.0.0.1:{port}", port, process, log_path)
+    try:
+        if wait:
+            _wait_until_healthy(server)
+        yield server
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _wait_until_healthy(server: Server, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            with urlopen(f"{server.url}/health"):
+                return
+        except OSError:
+            assert server.process.poll() is None, server.log
+            assert time.monotonic() < deadline, server.log
+            threading.Event().wait(0.05)
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """Start servers that end with the test; settings as keyword arguments."""
+    with ExitStack() as stack:
+        yield lambda **env: stack.enter_context(serving(tmp_path, **env))
+
+
+@pytest.fixture
+def mailjet() -> Iterator[StandIn]:
+    with StandIn() as stand_in:
+        yield stand_in
+
+
+def mail_settings(mailjet: StandIn) -> dict[str, str]:
+    """The environment of a service that mails through a stand-in."""
+    return {
+        "MJ_APIKEY_PUBLIC": "public",
+        "MJ_APIKEY_PRIVATE": "private",
+        "MAILJET_API_URL": mailjet.url,
+        "MAIL_FROM": "Site <site@site.example>",
+        "MAIL_TO": "owner@site.example",
+    }

@@ -1,0 +1,123 @@
+"""A stand-in for Mailjet's HTTP API: it keeps what comes, and answers on demand."""
+
+from __future__ import annotations
+
+import base64
+import json
+import ssl
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+@dataclass
+class Request:
+    """One request as it came in."""
+
+    method: str
+    path: str
+    key: str
+    body: Any
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The one mail of a Send API request."""
+        return self.body["Messages"][0]
+
+
+@dataclass
+class Answer:
+    """What to say: a JSON body or raw bytes; hang: not before that event is set."""
+
+    status: int = 200
+    body: Any = None
+    headers: dict[str, str] = field(default_factory=dict)
+    hang: threading.Event | None = None
+
+
+def success(request: Request) -> Answer:
+    """Answer as Mailjet does when all is well."""
+    if request.path.endswith("/send"):
+        return Answer(body={"Messages": [{"Status": "success", "To": [{}]}]})
+    return Answer(body={"Count": 1, "Data": [{}], "Total": 1})
+
+
+class StandIn:
+    """Mailjet on a free local port; a context manager.
+
+    requests holds what came in; answer may be replaced by any function of a Request;
+    wait(n) returns once n requests are there (the bound only ends a failing test).
+    """
+
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self.requests: list[Request] = []
+        self.answer: Callable[[Request], Answer] = success
+        self._came = threading.Condition()
+        stand_in = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def respond(self) -> None:
+                length = int(self.headers.get("Content-Length") or 0)
+                raw = self.rfile.read(length)
+                scheme, _, value = self.headers.get("Authorization", "").partition(" ")
+                key = base64.b64decode(value).decode() if scheme == "Basic" else ""
+                body = json.loads(raw) if raw else None
+                request = Request(self.command, self.path, key, body)
+                with stand_in._came:
+                    stand_in.requests.append(request)
+                    stand_in._came.notify_all()
+                answer = stand_in.answer(request)
+                if answer.hang is not None:
+                    answer.hang.wait(60)
+                body = answer.body
+                data = body if isinstance(body, bytes) else json.dumps(body).encode()
+                self.send_response(answer.status)
+                for name, value in answer.headers.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            do_GET = do_POST = do_PUT = do_DELETE = respond
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        class Server(ThreadingHTTPServer):
+            daemon_threads = True
+            request_queue_size = 128
+
+            def handle_error(self, *args: object) -> None:
+                pass  # a client that went away
+
+        self._server = Server(("127.0.0.1", 0), Handler)
+        if tls is not None:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
+        scheme = "https" if tls else "http"
+        self.url = f"{scheme}://localhost:{self._server.server_port}/"
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+
+    def __enter__(self) -> StandIn:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    @property
+    def mails(self) -> list[dict[str, Any]]:
+        """The mails that came in, in order."""
+        return [r.message for r in self.requests if r.path.endswith("/send")]
+
+    def wait(self, count: int, seconds: float = 20) -> list[Request]:
+        """Return the requests once there are so many."""
+        with self._came:
+            there = self._came.wait_for(lambda: len(self.requests) >= count, seconds)
+        assert there, f"{len(self.requests)} of {count} requests came"
+        return self.requests
