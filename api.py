@@ -105,7 +105,7 @@ def create_app(
     contact = Contact(*mailed)
     newsletter = Newsletter(settings, outbox, clock)
     counter = Counter(settings, limits, clock)
-    for path_template, resource in (
+    routes: tuple[tuple[str, Any], ...] = (
         ("/", Home(settings)),
         ("/thanks", Thanks(settings)),
         ("/openapi.json", OpenApi(settings)),
@@ -133,7 +133,10 @@ def create_app(
         ("/export/backup.sqlite3", owner.Backup()),
         ("/export/{name}", owner.Export()),
         ("/people/{email}", owner.People(settings, outbox, clock)),
-    ):
+    )
+    for path_template, resource in routes:
+        if hasattr(resource, "on_get"):  # counting responders look at the method
+            resource.on_head = resource.on_get
         app.add_route(path_template, resource)
     return app
 
@@ -144,7 +147,9 @@ def create_app(
 def wants_page(req: falcon.Request) -> bool:
     """Tell whether a browser submits a plain form; scripts and curl want JSON."""
     accept = req.get_header("Accept") or "*/*"
-    if accept == "*/*" or req.get_header("X-Requested-With") == "XMLHttpRequest":
+    if accept.partition(";")[0].strip() == "*/*":
+        return False
+    if req.get_header("X-Requested-With") == "XMLHttpRequest":
         return False
     if req.get_header("Sec-Fetch-Mode") not in (None, "navigate"):
         return False
@@ -154,8 +159,7 @@ def wants_page(req: falcon.Request) -> bool:
     except falcon.InvalidMediaRange:
         return False
     if html == as_json:
-        neutral = "text/html" not in accept
-        return not neutral and forms.media_type(req) not in forms.JSON_TYPES
+        return forms.media_type(req) not in forms.JSON_TYPES
     return bool(html > as_json)
 
 
@@ -370,18 +374,7 @@ def _label(name: str) -> str:
 # --- pages that only show --------------------------------------------------------
 
 
-class Resource:
-    """HEAD works wherever GET does."""
-
-    def on_head(self, req: falcon.Request, resp: falcon.Response, **more: str) -> None:
-        """Answer like GET; responders that count look at the method."""
-        on_get = getattr(self, "on_get", None)
-        if on_get is None:
-            raise falcon.HTTPMethodNotAllowed(["POST", "OPTIONS"])
-        on_get(req, resp, **more)
-
-
-class Home(Resource):
+class Home:
     """What this is."""
 
     def __init__(self, settings: Settings) -> None:
@@ -412,7 +405,7 @@ class Home(Resource):
         }
 
 
-class Thanks(Resource):
+class Thanks:
     """Where a plain form lands when it names no page of its own."""
 
     def __init__(self, settings: Settings) -> None:
@@ -429,7 +422,7 @@ class Thanks(Resource):
         )
 
 
-class OpenApi(Resource):
+class OpenApi:
     """The description of all of this for machines."""
 
     def __init__(self, settings: Settings) -> None:
@@ -642,7 +635,7 @@ class Newsletter:
         )
 
 
-class MailedLink(Resource):
+class MailedLink:
     """A page that a mail leads to: GET shows a button, POST acts.
 
     Mail scanners follow links and even run scripts, so that GET changes nothing; the
@@ -881,7 +874,7 @@ def _days(req: falcon.Request) -> int:
     return int(text)
 
 
-class Counted(Resource):
+class Counted:
     """What the hit counter's resources share."""
 
     with_credentials = True  # beacons always send them

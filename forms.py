@@ -28,6 +28,7 @@ NAME_PAIRS = (("firstName", "lastName"), ("first_name", "last_name"))
 SUBJECT = ("subject", "_subject", "Subject")
 NEXT = ("_next", "_redirect", "redirect")
 HONEYPOTS = ("_gotcha", "_honey", "botcheck", "bot-field")
+FILE = object()  # in place of an uploaded file
 PROOF = "_frontdesk"  # our own question's signature
 LEFTOVERS = frozenset(
     (
@@ -146,18 +147,15 @@ def _pairs(kind: str, body: bytes, content_type: str) -> Iterable[tuple[str, Any
     raise _unsupported()
 
 
-def _parts(body: bytes, content_type: str) -> Iterable[tuple[str, str]]:
+def _parts(body: bytes, content_type: str) -> Iterable[tuple[str, Any]]:
     handler = MultipartFormHandler()
     handler.parse_options.max_body_part_count = 0  # read() has bounded the whole
     for part in handler.deserialize(BytesIO(body), content_type, len(body)):
         data = part.get_data()
-        if part.filename is not None:
-            if data:
-                raise error(
-                    falcon.HTTP_422, "NO_FILE_UPLOADS", "Files are not accepted here."
-                )
-            continue
-        yield part.name or "", data.decode()
+        if part.filename is None:
+            yield part.name or "", data.decode()
+        elif data:
+            yield part.name or "", FILE
 
 
 def _json_object(body: bytes) -> Iterable[tuple[str, Any]]:
@@ -173,12 +171,18 @@ def _refuse_constant(name: str) -> float:
 
 def _flat(pairs: Iterable[tuple[str, Any]]) -> dict[str, str]:
     values: dict[str, str] = {}
+    files = False
     for raw_name, value in pairs:
         name = " ".join(clean(raw_name).split())
-        if not name or value is None:
+        if value is FILE:
+            files = True
+        if not name or value is None or value is FILE:
             continue
         text = _text_of(name, value, clean)
         values[name] = f"{values[name]}, {text}" if name in values else text
+    if files:
+        problem = _error("NO_FILE_UPLOADS", "Files are not accepted here.")
+        raise Rejected(falcon.HTTP_422, [problem], values=values)
     return values
 
 

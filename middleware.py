@@ -40,8 +40,7 @@ class RequestLog:
         """Set what every answer carries, and log it."""
         resp.set_header("X-Request-ID", req.context.id)
         resp.set_header("X-Content-Type-Options", "nosniff")
-        if "Cache-Control" not in resp.headers:
-            resp.set_header("Cache-Control", "no-store")
+        resp.set_header("Cache-Control", "no-store")
         log.info(
             "%s %s %s %.1fms %s",
             req.method if req.method in falcon.HTTP_METHODS else "?",

@@ -63,6 +63,7 @@ SQLITE_PRAGMAS = {
 
 database: Any = DatabaseProxy()
 limits: RateLimits
+_hash_key = b""
 
 
 def day_of(now: float) -> str:
@@ -133,13 +134,14 @@ def migrate(url: str, sqlite_path: Path | None) -> None:
 
 def open_database(url: str, sqlite_path: Path | None, threads: int) -> None:
     """Bind the models to a migrated database for the rest of the process."""
-    global write, limits
+    global write, limits, _hash_key
     db = connect(url, sqlite_path, threads)
     database.initialize(db)
     if sqlite_path is None:
         write, limits = _write_apart, RateLimits(db)
     else:
         write, limits = GroupCommit(db), RateLimits(_limits_database(sqlite_path))
+    _hash_key = bytes.fromhex(Setting.once("hash_key", secrets.token_hex(32)))
 
 
 def local_secret() -> str:
@@ -712,9 +714,8 @@ def keyed_hash(*parts: str) -> str:
     Its key is kept in the database: it outlives a change of SECRET_KEY, as the memory
     of who left the list must.
     """
-    key = Setting.once("hash_key", secrets.token_hex(32))
     text = "\0".join(parts).encode(errors="surrogatepass")
-    return hashlib.blake2b(text, key=key.encode(), digest_size=20).hexdigest()
+    return hashlib.blake2b(text, key=_hash_key, digest_size=20).hexdigest()
 
 
 # --- outbox ----------------------------------------------------------------------

@@ -73,8 +73,6 @@ class Health:
             "held_last_day": held,
         }
 
-    on_head = on_get
-
     def _probe(self) -> None:
         # A probe syncs the disk: often enough for a platform, too rare for an attack.
         if time.monotonic() - self._checked > PROBE_SECONDS:
@@ -100,8 +98,6 @@ class Export:
         resp.downloadable_as = f"frontdesk-{name}"
         if req.method == "GET":
             resp.stream = _in_chunks(as_text)
-
-    on_head = on_get
 
 
 def _as_json(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
@@ -157,8 +153,6 @@ class Backup:
             resp.downloadable_as = "frontdesk.sqlite3"
             # Unlinked when the context ends; the open file lives until it is sent.
             resp.set_stream(copy.open("rb"), copy.stat().st_size)
-
-    on_head = on_get
 
 
 class People:
@@ -227,8 +221,6 @@ class Doctor:
             "checks": checks,
             "client": {"address": req.context.client, "rule": req.context.client_rule},
         }
-
-    on_head = on_get
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Send a test mail to the owner."""

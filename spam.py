@@ -23,10 +23,11 @@ search engine registration; suchmaschinenoptimierung; seite bei google; gastbeit
 référencement; page de google; netlinking; posicionamiento; página de google;
 posizionamento; pagina di google; página do google; zoekmachineoptimalisatie;
 hoger in google; pozycjonowani; продвижени; раскрутк; в топ 10; вечные ссылки;
-прогон по; накрутк; просування сайт; 外链; 网站推广; 谷歌推广; 关键词排名; 被リンク;
-上位表示; 백링크; 상위노출; تحسين محركات البحث; on page 1; search result;
-visibility on google; seite 1; suchbegriff; sichtbarkeit bei google; guest article;
-dr 50; da 50; high da; размещение стат; статейн; 谷歌seo; seo; ranking;
+прогон по; накрутк; просування сайт; 外链; 谷歌seo; seo优化; seo対策; 网站推广;
+谷歌推广; 关键词排名; 被リンク; 上位表示; 백링크; 상위노출; تحسين محركات البحث;
+on page 1; search result; visibility on google; seite 1; suchbegriff;
+sichtbarkeit bei google; guest article; dr 50; da 50; high da; размещение стат; статейн;
+seo; ranking;
 
 web design company; web development company; design and development company;
 web design services; website design services; redesign your website;
@@ -143,9 +144,8 @@ THROWAWAY = """.bet .bond .buzz .casino .cf .cfd .click .cyou .date .ga .gq .icu
 
 # Every repeat is bounded or can match in one way only: cost grows with length, no more.
 _LINK = re.compile(
-    r"https?://([^\s/<>\"'()\[\]?#:]{1,253})[^\s<>\"()\[\]\u0080-\U0010ffff]*"
-    r"|(?<![\w@./-])((?:[\w-]{1,63}\.){1,4}(?:com|net|org|ru|biz)(?![\w@-]|\.\w))",
-    re.I,
+    r"(?i:https?)://([^\s/<>\"'()\[\]?#:]{1,253})[^\s<>\"()\[\]\u0080-\U0010ffff]*"
+    r"|(?<![\w@./-])((?:[\w-]{1,63}\.){1,4}(?i:com|net|org|ru|biz)(?![\w@-]|\.\w))"
 )
 _SHORTENERS = frozenset(SHORTENERS.split())
 _THROWAWAY = tuple(THROWAWAY.split())
@@ -169,7 +169,7 @@ _HUMP = re.compile(r"[a-z][A-Z]")
 _GREETING = re.compile(
     r"\A\W*(?:hi|hello|hey|dear|greetings|good (?:day|morning|afternoon|evening)|hallo"
     r"|guten tag|sehr geehrte[rn]?|bonjour|hola|buongiorno|ciao|olá|hoi|dzień dobry"
-    r"|merhaba|здравствуйте|привет|добрый день)\b[^\n,.!:;]{0,60}[\n,.!:;]",
+    r"|merhaba|здравствуйте|привет|добрый день)\b,?[^\n,.!:;]{0,40}[\n,.!:;]",
     re.I,
 )
 
@@ -254,7 +254,11 @@ SIGNALS = (
         "random letters",
         lambda e, r: any(map(_is_random, (e.text.strip(), e.name.strip()))),
     ),
-    Signal(2, "all in capitals", lambda e, r: len(r.prose) > 30 and r.prose.isupper()),
+    Signal(
+        2,
+        "all in capitals",
+        lambda e, r: r.prose.isupper() and sum(map(str.isupper, r.prose)) > 20,
+    ),
     Signal(3, "typical of spam: “{r.topics[0]}”", lambda e, r: r.topics),
     Signal(2, "put like an advertisement: “{r.pitches[0]}”", lambda e, r: r.pitches),
     Signal(
@@ -278,7 +282,7 @@ def fingerprint(text: str) -> str:
     words = _WORD.findall(letters)
     if len(words) < 10:  # honest people write the same few words too
         return ""
-    return blake2b("".join(words).encode(), digest_size=8).hexdigest()
+    return blake2b("".join(words).encode("utf-8", "replace"), digest_size=8).hexdigest()
 
 
 def _read(evidence: Evidence) -> Reading:
@@ -337,7 +341,7 @@ class _Phrases:
         self._anywhere: list[tuple[str, str]] = []
         for phrase in map(str.strip, phrases.split(";")):
             folded = _fold(phrase).rstrip()
-            if folded[-1] < "\u0530":  # Latin, Greek, Cyrillic
+            if max(folded) < "\u0530":  # Latin, Greek, Cyrillic
                 start = folded.split()[0][:3]
                 self._by_start.setdefault(start, []).append((folded, phrase))
             else:  # Chinese, Arabic and so on: a word need not start after a space
