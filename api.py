@@ -617,15 +617,18 @@ class Newsletter:
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Sign an address up, pending its owner's confirmation."""
-        signup = forms.signup(forms.read(req))
-        Subscriber.ask(
-            signup.email,
-            signup.name,
-            page=_page_url(req),
-            client=truncated(req.context.client),
-            now=self._clock(),
-            mails_per_day=0 if signup.honeypot else self._mails_per_day,
-        )
+        signup, now = forms.signup(forms.read(req)), self._clock()
+        if signup.honeypot:
+            models.count_trapped(now)
+        else:
+            Subscriber.ask(
+                signup.email,
+                signup.name,
+                page=_page_url(req),
+                client=truncated(req.context.client),
+                now=now,
+                mails_per_day=self._mails_per_day,
+            )
         self._outbox.nudge()
         next_url = self._site.next_url(req, signup.next, "/thanks?newsletter")
         if wants_page(req):

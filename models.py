@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, date, datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -51,6 +52,7 @@ CONFIRM_HOURLY = 3600
 CONFIRM_WINDOW = 30 * DAY
 CONFIRM_PER_WINDOW = 3
 PENDING_SECONDS = 30 * DAY
+UNLIMITED = 2**31 - 1
 OTHER_PAGES = "/(other)"
 CONSENT = "confirmation mail, wording of 2026-11"
 
@@ -180,6 +182,19 @@ def execute(sql: str, *params: object) -> Any:
     return database.execute_sql(sql, params)
 
 
+def insert(table: str, row: Mapping[str, object], or_ignore: bool = False) -> bool:
+    """Insert one row without the query builder's cost; tell whether it is new."""
+    sql = _insert_sql(table, tuple(row), or_ignore)
+    return bool(execute(sql, *row.values()).rowcount)
+
+
+@cache
+def _insert_sql(table: str, columns: tuple[str, ...], or_ignore: bool) -> str:
+    marks = ", ".join("?" * len(columns))
+    sql = f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks})"  # noqa: S608
+    return sql + " ON CONFLICT DO NOTHING" if or_ignore else sql
+
+
 # --- writing ---------------------------------------------------------------------
 
 
@@ -274,16 +289,10 @@ class Setting(Table):
         """Return a setting's value, storing this one when there is none yet."""
 
         def job() -> str:
-            execute(
-                "INSERT INTO setting (name, value) VALUES (?, ?) "
-                "ON CONFLICT DO NOTHING",
-                name,
-                value,
-            )
-            row = execute("SELECT value FROM setting WHERE name = ?", name).fetchone()
-            return str(row[0])
+            insert("setting", {"name": name, "value": value}, or_ignore=True)
+            return str(cls.get_value(name))
 
-        return cls.get_value(name) or write(job)
+        return cls.get_value(name) or str(write(job))
 
     @classmethod
     def get_value(cls, name: str) -> str | None:
@@ -305,16 +314,14 @@ class Tally(Table):
     @staticmethod
     def take(name: str, period: str, ceiling: int) -> bool:
         """Count one more unless the ceiling is reached; call it within write()."""
-        row = execute(
-            "INSERT INTO tally (name, period, n) SELECT ?, ?, 1 WHERE ? > 0 "
+        if ceiling < 1:
+            return False
+        sql = (
+            "INSERT INTO tally (name, period, n) VALUES (?, ?, 1) "
             "ON CONFLICT (name, period) DO UPDATE SET n = tally.n + 1 "
-            "WHERE tally.n < ? RETURNING n",
-            name,
-            period,
-            ceiling,
-            ceiling,
-        ).fetchone()
-        return row is not None
+            "WHERE tally.n < ? RETURNING n"
+        )
+        return execute(sql, name, period, ceiling).fetchone() is not None
 
     @classmethod
     def count(cls, name: str, period: str) -> int:
@@ -333,16 +340,13 @@ class Receipt(Table):
     @staticmethod
     def claim(key: str, message_id: str, now: float, seconds: int) -> str:
         """Return the message that owns the key, this one if none does yet."""
-        row = execute(
+        sql = (
             "INSERT INTO receipt (key, message_id, expires_at) VALUES (?, ?, ?) "
             "ON CONFLICT (key) DO UPDATE SET message_id = excluded.message_id, "
             "expires_at = excluded.expires_at WHERE receipt.expires_at <= ? "
-            "RETURNING message_id",
-            key,
-            message_id,
-            now + seconds,
-            now,
-        ).fetchone()
+            "RETURNING message_id"
+        )
+        row = execute(sql, key, message_id, now + seconds, now).fetchone()
         if row is None:
             row = execute(
                 "SELECT message_id FROM receipt WHERE key = ?", key
@@ -391,10 +395,18 @@ class Message(Table):
         only counted.
         """
         message_id = new_id(now)
+        row = {
+            **values,
+            "id": message_id,
+            "received_at": now,
+            "fields": json.dumps(values["fields"], ensure_ascii=False),
+            "spam_reasons": json.dumps(values["spam_reasons"], ensure_ascii=False),
+            "held_at": now if held else None,
+        }
 
         def job() -> str:
             if held and not Tally.take("held", hour_of(now), HELD_PER_HOUR):
-                Tally.take("held, not stored", day_of(now), 2**31 - 2)
+                Tally.take("held, not stored", day_of(now), UNLIMITED)
                 return message_id
             if idempotency_key:
                 owner = Receipt.claim(
@@ -405,31 +417,10 @@ class Message(Table):
             owner = Receipt.claim(body_key, message_id, now, DUPLICATE_BODY_SECONDS)
             if owner != message_id:
                 if idempotency_key:
-                    execute(
-                        "UPDATE receipt SET message_id = ? WHERE key = ?",
-                        owner,
-                        idempotency_key,
-                    )
+                    sql = "UPDATE receipt SET message_id = ? WHERE key = ?"
+                    execute(sql, owner, idempotency_key)
                 return owner
-            execute(
-                "INSERT INTO message (id, received_at, name, email, subject, message, "
-                "fields, page, client, spam_score, spam_reasons, echo, doubtful, "
-                "held_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                message_id,
-                now,
-                values["name"],
-                values["email"],
-                values["subject"],
-                values["message"],
-                json.dumps(values["fields"], ensure_ascii=False),
-                values["page"],
-                values["client"],
-                values["spam_score"],
-                json.dumps(values["spam_reasons"], ensure_ascii=False),
-                values["echo"],
-                values["doubtful"],
-                now if held else None,
-            )
+            insert("message", row)
             if not held:
                 Delivery.add("contact", message_id, now)
             return message_id
@@ -568,36 +559,30 @@ class Subscriber(Table):
         of the address, so that the time of the answer does not tell.
         """
         mailbox = mailbox_key(email)
+        new = {
+            "id": new_id(now),
+            "mailbox": mailbox,
+            "cycle": secrets.token_hex(4),
+            "email": email,
+            "name": name,
+            "page": page,
+            "client": client,
+            "wording": CONSENT,
+            "asked_at": now,
+            "mailed": "[]",
+        }
 
         def job() -> None:
-            execute(
-                "INSERT INTO subscriber (id, mailbox, cycle, email, name, page, "
-                "client, wording, asked_at, mailed) VALUES "
-                "(?, ?, ?, ?, ?, ?, ?, ?, ?, '[]') ON CONFLICT (mailbox) DO NOTHING",
-                new_id(now),
-                mailbox,
-                secrets.token_hex(4),
-                email,
-                name,
-                page,
-                client,
-                CONSENT,
-                now,
-            )
+            insert("subscriber", new, or_ignore=True)
             row = cls._locked("mailbox", mailbox)
-            if row.status == "left" and row.refused_at is None:
-                row.cycle = secrets.token_hex(4)
             if row.status != "confirmed" and row.refused_at is None:
-                mailed = row._mail_again(now, mails_per_day)
-                if mailed or row.status == "pending":
-                    row.email, row.name, row.page, row.client = (
-                        email,
-                        name,
-                        page,
-                        client,
-                    )
+                if row._mail_again(now, mails_per_day) and row.status == "left":
+                    row.cycle = new["cycle"]
+                    row.left_at = row.confirmed_at = None
+                if row.status == "pending":
+                    row.email, row.name = email, name
+                    row.page, row.client = page, client
                     row.wording, row.asked_at = CONSENT, now
-                    row.confirmed_at = row.left_at = None
             row.save()
 
         write(job)
@@ -696,6 +681,11 @@ class Subscriber(Table):
         }
 
 
+def count_trapped(now: float) -> None:
+    """Count a sign-up caught in the honeypot: as slow as any other, and stored not."""
+    write(lambda: Tally.take("sign-ups trapped", day_of(now), UNLIMITED))
+
+
 def mailbox_key(email: str) -> str:
     """Return the keyed hash that spellings of one mailbox share.
 
@@ -740,14 +730,8 @@ class Delivery(Table):
     @staticmethod
     def add(kind: str, ref: str, now: float) -> None:
         """Queue a delivery; call it in the write() of what causes it."""
-        execute(
-            "INSERT INTO delivery (kind, ref, created_at, due_at, attempts) "
-            "VALUES (?, ?, ?, ?, 0)",
-            kind,
-            ref,
-            now,
-            now,
-        )
+        row = {"kind": kind, "ref": ref, "created_at": now, "due_at": now}
+        insert("delivery", {**row, "attempts": 0})
 
     @classmethod
     def claim(cls, now: float, seconds: float) -> Delivery | None:
@@ -857,12 +841,8 @@ class Page(Table):
             return page
 
         def job() -> bool:
-            added = execute(
-                "INSERT INTO page (page, hits, visitors) VALUES (?, 0, 0) "
-                "ON CONFLICT DO NOTHING",
-                page,
-            )
-            if not added.rowcount:  # somebody was faster
+            row = {"page": page, "hits": 0, "visitors": 0}
+            if not insert("page", row, or_ignore=True):  # somebody was faster
                 return True
             if Tally.take("pages", "", max_pages):
                 return True
@@ -896,12 +876,8 @@ class Hit(Table):
         def job() -> tuple[int, int]:
             new = 0
             if visitor is not None:
-                new = execute(
-                    "INSERT INTO visitor (day, hash) VALUES (?, ?) "
-                    "ON CONFLICT DO NOTHING",
-                    day,
-                    visitor,
-                ).rowcount
+                row = {"day": day, "hash": visitor}
+                new = int(insert("visitor", row, or_ignore=True))
             totals = execute(
                 "UPDATE page SET hits = hits + 1, visitors = visitors + ? "
                 "WHERE page = ? RETURNING hits, visitors",
