@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import falcon
-from falcon import mediatypes
+from falcon import Request, Response, mediatypes
 
 import forms
 import models
@@ -144,7 +144,7 @@ def create_app(
 # --- answers ---------------------------------------------------------------------
 
 
-def wants_page(req: falcon.Request) -> bool:
+def wants_page(req: Request) -> bool:
     """Tell whether a browser submits a plain form; scripts and curl want JSON."""
     accept = req.get_header("Accept") or "*/*"
     if accept.partition(";")[0].strip() == "*/*":
@@ -163,7 +163,7 @@ def wants_page(req: falcon.Request) -> bool:
     return bool(html > as_json)
 
 
-def show(resp: falcon.Response, template: str, *targets: str, **values: object) -> None:
+def show(resp: Response, template: str, *targets: str, **values: object) -> None:
     """Answer with a page; targets: origins that its form may lead to."""
     resp.content_type = falcon.MEDIA_HTML
     resp.text = pages.render(template, **values)
@@ -171,7 +171,7 @@ def show(resp: falcon.Response, template: str, *targets: str, **values: object) 
     resp.set_header("Referrer-Policy", "same-origin")
 
 
-def succeed(resp: falcon.Response, next_url: str, message: str, **more: object) -> None:
+def succeed(resp: Response, next_url: str, message: str, **more: object) -> None:
     """Answer with the JSON that Formspree's and Web3Forms' clients read."""
     resp.media = {
         "ok": True,
@@ -192,7 +192,7 @@ class Site:
         listed = settings.allowed_origins[0]
         self.home = None if listed == "*" else listed
 
-    def sender(self, req: falcon.Request) -> str | None:
+    def sender(self, req: Request) -> str | None:
         """Return the URL of the page that sent a form, as far as it can be known."""
         origin = req.get_header("Origin") or ""
         referer = req.get_header("Referer") or ""
@@ -202,12 +202,12 @@ class Site:
                 return url
         return self.home
 
-    def next_url(self, req: falcon.Request, wanted: str, default: str) -> str:
+    def next_url(self, req: Request, wanted: str, default: str) -> str:
         """Return where a form lands: its own wish, THANKS_URL, or our thanks page."""
         asked = forms.next_url(wanted, self.sender(req), self._allows)
         return asked or self.settings.thanks_url or self.settings.public_url + default
 
-    def back_url(self, req: falcon.Request) -> str | None:
+    def back_url(self, req: Request) -> str | None:
         """Return the page to link back to."""
         return self.sender(req)
 
@@ -241,9 +241,7 @@ class Errors:
     def __init__(self, settings: Settings) -> None:
         self._site = Site(settings)
 
-    def serialize(
-        self, req: falcon.Request, resp: falcon.Response, error: falcon.HTTPError
-    ) -> None:
+    def serialize(self, req: Request, resp: Response, error: falcon.HTTPError) -> None:
         """Answer with JSON, with a page, or with a picture where one was asked for."""
         errors = getattr(error, "errors", None)
         if errors is None:
@@ -256,7 +254,7 @@ class Errors:
         else:
             resp.media = self._json(req, errors)
 
-    def _json(self, req: falcon.Request, errors: list[Any]) -> dict[str, Any]:
+    def _json(self, req: Request, errors: list[Any]) -> dict[str, Any]:
         sentence = errors[0]["message"]
         body = {
             "ok": False,
@@ -270,11 +268,7 @@ class Errors:
         return body
 
     def _page(
-        self,
-        req: falcon.Request,
-        resp: falcon.Response,
-        error: falcon.HTTPError,
-        errors: list[Any],
+        self, req: Request, resp: Response, error: falcon.HTTPError, errors: list[Any]
     ) -> None:
         form: dict[str, Any] | None = None
         targets: tuple[str, ...] = ()
@@ -294,7 +288,7 @@ class Errors:
             form=form,
         )
 
-    def _image(self, req: falcon.Request, resp: falcon.Response) -> None:
+    def _image(self, req: Request, resp: Response) -> None:
         """Show a picture without numbers: the counter never breaks a page.
 
         Image proxies show nothing at all for an error status, so they get 200.
@@ -308,7 +302,7 @@ class Errors:
             resp.status = falcon.HTTP_200
 
     def not_stored(
-        self, req: falcon.Request, resp: falcon.Response, error: Exception, params: Any
+        self, req: Request, resp: Response, error: Exception, params: Any
     ) -> None:
         """Say that the database did not take it: the client may come again."""
         # The text may hold values (Postgres' DETAIL): the class is enough.
@@ -321,7 +315,7 @@ class Errors:
         )
 
     def unexpected(
-        self, req: falcon.Request, resp: falcon.Response, error: Exception, params: Any
+        self, req: Request, resp: Response, error: Exception, params: Any
     ) -> None:
         """Log where it happened, not what was sent."""
         where = error.__traceback__
@@ -335,7 +329,7 @@ class Errors:
 
 
 def _form_again(
-    req: falcon.Request, values: Mapping[str, str], errors: list[Any]
+    req: Request, values: Mapping[str, str], errors: list[Any]
 ) -> dict[str, Any]:
     """Return a form that gives the typed text back and posts again."""
     signup = "newsletter" in (req.uri_template or "")
@@ -380,7 +374,7 @@ class Home:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
 
-    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+    def on_get(self, req: Request, resp: Response) -> None:
         """Show the snippets to paste, or the addresses as JSON."""
         url = self._settings.public_url
         if wants_page(req):
@@ -411,7 +405,7 @@ class Thanks:
     def __init__(self, settings: Settings) -> None:
         self._site = Site(settings)
 
-    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+    def on_get(self, req: Request, resp: Response) -> None:
         """Say thank you, and lead back."""
         signup = req.query_string == "newsletter"
         show(
@@ -429,7 +423,7 @@ class OpenApi:
         self._settings = settings
         self._json = b""
 
-    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+    def on_get(self, req: Request, resp: Response) -> None:
         """Answer with openapi.yaml as JSON, naming this server."""
         self._json = self._json or owner.openapi(self._settings)
         resp.content_type = falcon.MEDIA_JSON
@@ -456,9 +450,7 @@ class Contact:
         self._outbox = outbox
         self._clock = clock
 
-    def on_post(
-        self, req: falcon.Request, resp: falcon.Response, project: str = ""
-    ) -> None:
+    def on_post(self, req: Request, resp: Response, project: str = "") -> None:
         """Store a message; its mail follows."""
         now = self._clock()
         values = forms.read(req)
@@ -494,7 +486,7 @@ class Contact:
         succeed(resp, next_url, "Thank you, your message is on its way.", id=message_id)
 
     def _judge(
-        self, req: falcon.Request, contact: ContactForm, now: float
+        self, req: Request, contact: ContactForm, now: float
     ) -> tuple[int, list[str], str]:
         seconds, webdriver = _session_data(req, now)
         echo = spam.fingerprint(contact.text)
@@ -517,7 +509,7 @@ class Contact:
         return *spam.score(evidence), echo
 
     @staticmethod
-    def _keys(req: falcon.Request, contact: ContactForm) -> dict[str, Any]:
+    def _keys(req: Request, contact: ContactForm) -> dict[str, Any]:
         client = client_key(req.context.client)
         key = req.get_header("Idempotency-Key")
         return {
@@ -528,7 +520,7 @@ class Contact:
 
     def _ask(
         self,
-        resp: falcon.Response,
+        resp: Response,
         values: Mapping[str, str],
         contact: ContactForm,
         next_url: str,
@@ -567,13 +559,13 @@ def _content(contact: ContactForm) -> str:
     )
 
 
-def _page_url(req: falcon.Request) -> str:
+def _page_url(req: Request) -> str:
     """Return the page that a form was sent from, without its query."""
     referer = re.split(r"[?#]", req.get_header("Referer") or "", maxsplit=1)[0]
     return forms.clean(referer)[:500] if origin_of(referer) else ""
 
 
-def _session_data(req: falcon.Request, now: float) -> tuple[float | None, bool]:
+def _session_data(req: Request, now: float) -> tuple[float | None, bool]:
     """Return what Formspree's clients tell: seconds on the page, automated or not."""
     header = req.get_header("Formspree-Session-Data") or ""
     try:
@@ -588,9 +580,7 @@ def _session_data(req: falcon.Request, now: float) -> tuple[float | None, bool]:
 class UnknownForm:
     """A form service's endpoint that is no form of ours."""
 
-    def on_post(
-        self, req: falcon.Request, resp: falcon.Response, **params: str
-    ) -> None:
+    def on_post(self, req: Request, resp: Response, **params: str) -> None:
         """Say which forms there are."""
         raise forms.error(
             falcon.HTTP_404,
@@ -615,7 +605,7 @@ class Newsletter:
         self._outbox = outbox
         self._clock = clock
 
-    def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
+    def on_post(self, req: Request, resp: Response) -> None:
         """Sign an address up, pending its owner's confirmation."""
         signup, now = forms.signup(forms.read(req)), self._clock()
         if signup.honeypot:
@@ -676,13 +666,11 @@ class MailedLink:
             falcon.HTTP_404, "NOT_FOUND", "This link does not work, or not any more."
         )
 
-    def show(self, resp: falcon.Response, template: str, **values: object) -> None:
+    def show(self, resp: Response, template: str, **values: object) -> None:
         """Answer with the page of this link."""
         show(resp, template, site_name=self._site.name, **values)
 
-    def done(
-        self, req: falcon.Request, resp: falcon.Response, template: str, message: str
-    ) -> None:
+    def done(self, req: Request, resp: Response, template: str, message: str) -> None:
         """Say that it is done, without a redirect."""
         self._outbox.nudge()
         if wants_page(req):
@@ -696,7 +684,7 @@ class Confirm(MailedLink):
 
     purpose = "confirm"
 
-    def on_get(self, req: falcon.Request, resp: falcon.Response, token: str) -> None:
+    def on_get(self, req: Request, resp: Response, token: str) -> None:
         """Show the button; for an old link, the button that sends a new one."""
         _, age = self.read(token)
         if age > CONFIRM_SECONDS:
@@ -704,7 +692,7 @@ class Confirm(MailedLink):
         else:
             self.show(resp, "confirm.html", action=f"/newsletter/confirm/{token}")
 
-    def on_post(self, req: falcon.Request, resp: falcon.Response, token: str) -> None:
+    def on_post(self, req: Request, resp: Response, token: str) -> None:
         """Confirm; with again=1 send a new link in place of an expired one."""
         (subscriber_id, cycle), age = self.read(token)
         now = self._clock()
@@ -719,7 +707,7 @@ class Confirm(MailedLink):
         else:
             self._expired(req, resp, token)
 
-    def _expired(self, req: falcon.Request, resp: falcon.Response, token: str) -> None:
+    def _expired(self, req: Request, resp: Response, token: str) -> None:
         if not wants_page(req) and req.method == "POST":
             message = "This link has expired; sign up again for a new one."
             raise forms.error(falcon.HTTP_410, "NOT_FOUND", message)
@@ -727,7 +715,7 @@ class Confirm(MailedLink):
         resp.status = falcon.HTTP_410
 
 
-def _wants_again(req: falcon.Request) -> bool:
+def _wants_again(req: Request) -> bool:
     try:
         return forms.read(req).get("again") == "1"
     except Rejected:  # a link needs no body, so that a strange one is no error
@@ -739,12 +727,12 @@ class Unsubscribe(MailedLink):
 
     purpose = "unsubscribe"
 
-    def on_get(self, req: falcon.Request, resp: falcon.Response, token: str) -> None:
+    def on_get(self, req: Request, resp: Response, token: str) -> None:
         """Show the button."""
         self.read(token)
         self.show(resp, "unsubscribe.html", action=f"/newsletter/unsubscribe/{token}")
 
-    def on_post(self, req: falcon.Request, resp: falcon.Response, token: str) -> None:
+    def on_post(self, req: Request, resp: Response, token: str) -> None:
         """Unsubscribe; again is harmless, and so is an erased subscription."""
         subscriber_id, _ = self.read(token)
         Subscriber.leave(subscriber_id, self._clock(), self._sync)
@@ -756,12 +744,12 @@ class NotMe(MailedLink):
 
     purpose = "not-me"
 
-    def on_get(self, req: falcon.Request, resp: falcon.Response, token: str) -> None:
+    def on_get(self, req: Request, resp: Response, token: str) -> None:
         """Show the button."""
         self.read(token)
         self.show(resp, "not-me.html", action=f"/newsletter/not-me/{token}")
 
-    def on_post(self, req: falcon.Request, resp: falcon.Response, token: str) -> None:
+    def on_post(self, req: Request, resp: Response, token: str) -> None:
         """Forget the address, but for the hash that keeps mails away from it."""
         subscriber_id, _ = self.read(token)
         Subscriber.leave(subscriber_id, self._clock(), self._sync, refuse=True)
@@ -775,7 +763,7 @@ class ReleaseHeld(MailedLink):
 
     purpose = "release"
 
-    def on_get(self, req: falcon.Request, resp: falcon.Response, token: str) -> None:
+    def on_get(self, req: Request, resp: Response, token: str) -> None:
         """Show the whole message, and the button."""
         message = self._message(token)
         self.show(
@@ -785,7 +773,7 @@ class ReleaseHeld(MailedLink):
             message=message.as_dict() | {"released": message.released_at is not None},
         )
 
-    def on_post(self, req: falcon.Request, resp: falcon.Response, token: str) -> None:
+    def on_post(self, req: Request, resp: Response, token: str) -> None:
         """Mail the message to the owner; again is harmless."""
         Message.release(self._message(token).id, self._clock())
         self.done(req, resp, "released.html", "The message is on its way to you.")
@@ -829,7 +817,7 @@ class Counter:
         self._limits = limits
         self.clock = clock
 
-    def page(self, req: falcon.Request, named: str | None) -> str:
+    def page(self, req: Request, named: str | None) -> str:
         """Return the page in its normal form; unnamed, the Referer's path."""
         if not named:
             named = req.get_header("Referer") or ""
@@ -837,7 +825,7 @@ class Counter:
                 raise forms.missing_page()
         return forms.page_of(named)
 
-    def count(self, req: falcon.Request, page: str) -> dict[str, Any]:
+    def count(self, req: Request, page: str) -> dict[str, Any]:
         """Count one hit unless something automatic made it; say which, and the sums."""
         agent = req.user_agent or ""
         reason = _uncounted(req, agent)
@@ -856,7 +844,7 @@ class Counter:
         return {"page": page, "hits": hits, "visitors": visitors, "counted": True}
 
 
-def _uncounted(req: falcon.Request, agent: str) -> str | None:
+def _uncounted(req: Request, agent: str) -> str | None:
     for header in PREFETCH:
         value = (req.get_header(header) or "").lower()
         if "prefetch" in value or "prerender" in value or "preview" in value:
@@ -864,7 +852,7 @@ def _uncounted(req: falcon.Request, agent: str) -> str | None:
     return "crawler" if CRAWLERS.search(agent) else None
 
 
-def _days(req: falcon.Request) -> int:
+def _days(req: Request) -> int:
     """Return days= from 1 to 365; raises Rejected (422)."""
     text = req.get_param("days", default="30")
     if not re.fullmatch("[0-9]{1,3}", text) or not 1 <= int(text) <= 365:
@@ -885,7 +873,7 @@ class Counted:
     def __init__(self, counter: Counter) -> None:
         self.counter = counter
 
-    def page(self, req: falcon.Request) -> str:
+    def page(self, req: Request) -> str:
         """Return the page that the query names."""
         return self.counter.page(req, req.get_param("page"))
 
@@ -895,7 +883,7 @@ class Hits(Counted):
 
     limited = {"POST": "hits"}
 
-    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+    def on_get(self, req: Request, resp: Response) -> None:
         """Read a page's sums and days."""
         page = self.page(req)
         hits, visitors = Page.totals(page)
@@ -907,7 +895,7 @@ class Hits(Counted):
             "days": [{"date": d, "hits": h, "visitors": v} for d, h, v in days],
         }
 
-    def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
+    def on_post(self, req: Request, resp: Response) -> None:
         """Count one."""
         page = self.counter.page(req, forms.read_page(req))
         resp.media = self.counter.count(req, page)
@@ -918,7 +906,7 @@ class HitsGif(Counted):
 
     limited = {"GET": "hits"}
 
-    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+    def on_get(self, req: Request, resp: Response) -> None:
         """Count one and answer with a transparent pixel."""
         page = self.page(req)
         if req.method == "GET":
@@ -931,7 +919,7 @@ class HitsBadge(Counted):
 
     limited = {"GET": "hits"}
 
-    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+    def on_get(self, req: Request, resp: Response) -> None:
         """Count one and show the sum; count=false only shows."""
         page = self.page(req)
         if req.method == "GET" and req.get_param("count") not in ("false", "0"):
@@ -950,7 +938,7 @@ class HitsBadge(Counted):
 class HitsChart(Counted):
     """The counter as a picture."""
 
-    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+    def on_get(self, req: Request, resp: Response) -> None:
         """Draw a bar for each day."""
         page = self.page(req)
         days = Hit.days(page, _days(req), self.counter.clock())
@@ -961,7 +949,7 @@ class HitsChart(Counted):
 class HitsShield(Counted):
     """The counter for shields.io's endpoint badge."""
 
-    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+    def on_get(self, req: Request, resp: Response) -> None:
         """Answer in the schema of shields.io/badges/endpoint-badge."""
         hits, _ = Page.totals(self.page(req))
         resp.media = {

@@ -14,6 +14,7 @@ from typing import Any, TypedDict
 from urllib.parse import parse_qsl, quote, unquote, urljoin, urlsplit
 
 import falcon
+from falcon import Request
 from falcon.media import MultipartFormHandler
 
 MAX_BODY = 64 * 1024
@@ -74,12 +75,12 @@ class Rejected(falcon.HTTPError):
 # --- reading ---------------------------------------------------------------------
 
 
-def media_type(req: falcon.Request) -> str:
+def media_type(req: Request) -> str:
     """Return the body's media type in lower case, without parameters."""
     return (req.content_type or "").partition(";")[0].strip().lower()
 
 
-def read_bytes(req: falcon.Request) -> bytes:
+def read_bytes(req: Request) -> bytes:
     """Return the whole body.
 
     Falcon has no limit and takes a body that ends early for a whole one; gunicorn
@@ -88,8 +89,9 @@ def read_bytes(req: falcon.Request) -> bytes:
     length = req.content_length
     if length is not None and length > MAX_BODY:
         raise _too_large()
-    if length is None and "chunked" not in req.get_header(
-        "Transfer-Encoding", default=""
+    if (
+        length is None
+        and "chunked" not in req.get_header("Transfer-Encoding", default="").lower()
     ):
         return b""
     try:
@@ -103,7 +105,7 @@ def read_bytes(req: falcon.Request) -> bytes:
     return bytes(body)
 
 
-def read(req: falcon.Request) -> dict[str, str]:
+def read(req: Request) -> dict[str, str]:
     """Return a form as a flat dict of clean text, whatever type the body has.
 
     Raises Rejected: 400 MALFORMED, 413, 415, 422 for files and nested values.
@@ -112,7 +114,7 @@ def read(req: falcon.Request) -> dict[str, str]:
         return _flat(_pairs(media_type(req), read_bytes(req), req.content_type or ""))
 
 
-def read_page(req: falcon.Request) -> str | None:
+def read_page(req: Request) -> str | None:
     """Return the page that a hit names, as it was sent; a beacon may hold just that.
 
     Raises Rejected like read().
@@ -173,13 +175,14 @@ def _flat(pairs: Iterable[tuple[str, Any]]) -> dict[str, str]:
     values: dict[str, str] = {}
     files = False
     for raw_name, value in pairs:
-        name = " ".join(clean(raw_name).split())
         if value is FILE:
             files = True
-        if not name or value is None or value is FILE:
             continue
+        name = " ".join(clean(raw_name).split())
         text = _text_of(name, value, clean)
-        values[name] = f"{values[name]}, {text}" if name in values else text
+        if name and value is not None:
+            texts = (values.get(name, ""), text)
+            values[name] = ", ".join(filter(None, texts))
     if files:
         problem = _error("NO_FILE_UPLOADS", "Files are not accepted here.")
         raise Rejected(falcon.HTTP_422, [problem], values=values)
@@ -187,15 +190,18 @@ def _flat(pairs: Iterable[tuple[str, Any]]) -> dict[str, str]:
 
 
 def _text_of(name: str, value: Any, text: Callable[[str], str]) -> str:
-    if isinstance(value, list):
-        items = (_text_of(name, item, text) for item in value if item is not None)
-        return ", ".join(items)
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, dict):
+    """Return a field's value as text, a list's items joined."""
+    items = value if isinstance(value, list) else [value]
+    if any(isinstance(item, (dict, list)) for item in items):
         problem = _error("TYPE_TEXT", "A field must be text.", name)
         raise Rejected(falcon.HTTP_422, [problem])
-    return text(str(value))
+    return ", ".join(filter(None, (text(_plain(item)) for item in items)))
+
+
+def _plain(value: str | float | bool | None) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return "" if value is None else str(value)
 
 
 def clean(text: str) -> str:
@@ -420,10 +426,8 @@ def page_of(text: str) -> str:
 def _page_of(text: str) -> str:
     path = re.sub(r"^[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*", "", text.strip(" "))
     path = re.split(r"[?#]", path, maxsplit=1)[0]
-    path = unicodedata.normalize("NFC", _normal_escapes(path))
-    if any(unicodedata.category(c) in ("Cc", "Cs") for c in path) or re.search(
-        "%(?:[01][0-9A-F]|7F)", path
-    ):
+    path = _normal_escapes(path)
+    if _ESCAPED_CONTROL.search(path):
         raise _bad_page("TYPE_TEXT", "A page has no control characters.")
     path = "/" + re.sub("/{2,}", "/", path).strip("/")
     if len(path) > MAX_PAGE:
@@ -431,28 +435,45 @@ def _page_of(text: str) -> str:
     return path
 
 
-_ESCAPES = re.compile("(?:%[0-9A-Fa-f]{2})+|[^A-Za-z0-9\x80-\U0010ffff]")
+def _is_control(char: str) -> bool:
+    return unicodedata.category(char) in ("Cc", "Cs")
+
+
+_CONTROL_ESCAPES = re.compile("%(?:[01][0-9A-F]|7F|C2%[89])")
+_ESCAPES = re.compile("(?:%[0-9A-Fa-f]{2})+|%")
+_ESCAPE = re.compile("(%[0-9A-F]{2})")
+_ESCAPED_CONTROL = re.compile("%(?:[01][0-9A-F]|7F|C2%[89]|ED%[AB])")  # and surrogates
 _KEPT = frozenset("-._~!$&'()*+,;=:@/")
 
 
 def _normal_escapes(path: str) -> str:
-    return _ESCAPES.sub(_normal_escape, path)
+    parts = _ESCAPE.split(_ESCAPES.sub(_decoded, path))  # text, escape, text, ...
+    # An escape's last letter must not take up an accent that follows it.
+    parts[::2] = [_encoded(unicodedata.normalize("NFC", part)) for part in parts[::2]]
+    return "".join(parts)
 
 
-def _normal_escape(match: re.Match[str]) -> str:
+def _decoded(match: re.Match[str]) -> str:
     run = match[0]
-    if len(run) == 1:  # a character as it is
-        return run if run in _KEPT or run < " " or run == "\x7f" else f"%{ord(run):02X}"
+    if run == "%":
+        return "%25"
     try:
         text = unquote(run, errors="strict")
     except UnicodeDecodeError:
         return run.upper()
-    return "".join(
-        c
-        if c.isalnum() or c in "-._~" or (c > "\x7f" and c.isprintable())
-        else "".join(f"%{b:02X}" for b in c.encode())
-        for c in text
-    )
+    return "".join(c if _is_plain(c) else _escaped(c) for c in text)
+
+
+def _encoded(text: str) -> str:
+    return "".join(c if _is_plain(c) or c in _KEPT else _escaped(c) for c in text)
+
+
+def _is_plain(char: str) -> bool:
+    return char.isalnum() or char in "-._~" or (char > "\x7f" and char.isprintable())
+
+
+def _escaped(char: str) -> str:
+    return "".join(f"%{byte:02X}" for byte in char.encode(errors="surrogatepass"))
 
 
 # --- errors ----------------------------------------------------------------------

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import falcon
+from falcon import Request, Response
 
 import models
 from forms import Rejected, error
@@ -27,7 +28,7 @@ _EXPOSED = "Retry-After, RateLimit, RateLimit-Policy, X-Request-ID"
 class RequestLog:
     """One line a request, without addresses, tokens or text; and the request id."""
 
-    def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
+    def process_request(self, req: Request, resp: Response) -> None:
         """Keep a sane id of the client or router, else make one."""
         req.context.started = time.perf_counter()
         given = req.get_header("X-Request-ID") or ""
@@ -35,7 +36,7 @@ class RequestLog:
         req.context.id = given if sane else secrets.token_hex(8)
 
     def process_response(
-        self, req: falcon.Request, resp: falcon.Response, resource: Any, ok: bool
+        self, req: Request, resp: Response, resource: Any, ok: bool
     ) -> None:
         """Set what every answer carries, and log it."""
         resp.set_header("X-Request-ID", req.context.id)
@@ -58,7 +59,7 @@ class Cors:
         self._origins = origins
 
     def process_resource(
-        self, req: falcon.Request, resp: falcon.Response, resource: Any, params: Any
+        self, req: Request, resp: Response, resource: Any, params: Any
     ) -> None:
         """Refuse a page of somebody else's.
 
@@ -80,7 +81,7 @@ class Cors:
         )
 
     def process_response(
-        self, req: falcon.Request, resp: falcon.Response, resource: Any, ok: bool
+        self, req: Request, resp: Response, resource: Any, ok: bool
     ) -> None:
         """Answer preflights and say who may read the answer."""
         resp.append_header("Vary", "Origin")
@@ -98,7 +99,7 @@ class Cors:
             self._preflight(req, resp)
 
     @staticmethod
-    def _preflight(req: falcon.Request, resp: falcon.Response) -> None:
+    def _preflight(req: Request, resp: Response) -> None:
         allow = resp.get_header("Allow")
         if allow is None:
             return
@@ -116,7 +117,7 @@ class ClientAddress:
         self._header = settings.client_ip_header
         self._hops = settings.trusted_hops
 
-    def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
+    def process_request(self, req: Request, resp: Response) -> None:
         """Set req.context.client.
 
         Raises Rejected (400) for two X-Forwarded-For lines: a forgery attempt that
@@ -126,7 +127,7 @@ class ClientAddress:
             raise error(falcon.HTTP_400, "MALFORMED", "X-Forwarded-For was sent twice.")
         req.context.client, req.context.client_rule = self.find(req)
 
-    def find(self, req: falcon.Request) -> tuple[str, str]:
+    def find(self, req: Request) -> tuple[str, str]:
         """Return the address, and the rule that it was found by."""
         if self._header:
             address = ip_address(req.get_header(self._header) or "")
@@ -196,7 +197,7 @@ class RateLimit:
         }
 
     def process_resource(
-        self, req: falcon.Request, resp: falcon.Response, resource: Any, params: Any
+        self, req: Request, resp: Response, resource: Any, params: Any
     ) -> None:
         """Spend one request; raises Rejected (429)."""
         policy = getattr(resource, "limited", {}).get(req.method)
@@ -247,7 +248,7 @@ class Release:
     """Gives a pooled database connection back when the answer is made."""
 
     def process_response(
-        self, req: falcon.Request, resp: falcon.Response, resource: Any, ok: bool
+        self, req: Request, resp: Response, resource: Any, ok: bool
     ) -> None:
         """Release this thread's connection."""
         models.release()
@@ -261,7 +262,7 @@ class Owner:
         self._limits = limits
 
     def process_resource(
-        self, req: falcon.Request, resp: falcon.Response, resource: Any, params: Any
+        self, req: Request, resp: Response, resource: Any, params: Any
     ) -> None:
         """Check the token; without one configured there is nothing here.
 
@@ -287,7 +288,7 @@ class Owner:
         )
 
 
-def _given_token(req: falcon.Request) -> str:
+def _given_token(req: Request) -> str:
     scheme, _, value = (req.get_header("Authorization") or "").partition(" ")
     if scheme.lower() == "bearer":
         return value.strip()

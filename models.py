@@ -144,6 +144,7 @@ def open_database(url: str, sqlite_path: Path | None, threads: int) -> None:
     else:
         write, limits = GroupCommit(db), RateLimits(_limits_database(sqlite_path))
     _hash_key = bytes.fromhex(Setting.once("hash_key", secrets.token_hex(32)))
+    release()
 
 
 def local_secret() -> str:

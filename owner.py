@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import falcon
+from falcon import Request, Response
 
 import forms
 import models
@@ -53,7 +54,7 @@ class Health:
         self._clock = clock
         self._checked = 0.0
 
-    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+    def on_get(self, req: Request, resp: Response) -> None:
         """Report; 503 when the database does not answer, or takes nothing more."""
         now = self._clock()
         status = {"status": "ok", "version": VERSION, "database": "ok"}
@@ -85,7 +86,7 @@ class Export:
 
     for_owner = True
 
-    def on_get(self, req: falcon.Request, resp: falcon.Response, name: str) -> None:
+    def on_get(self, req: Request, resp: Response, name: str) -> None:
         """Answer with messages, subscribers or hits as JSON or CSV."""
         noun, _, kind = name.partition(".")
         if noun not in COLUMNS or kind not in ("json", "csv"):
@@ -144,7 +145,7 @@ class Backup:
 
     for_owner = True
 
-    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+    def on_get(self, req: Request, resp: Response) -> None:
         """Answer with a consistent SQLite file; there is none on Postgres."""
         with models.backup() as copy:
             if copy is None:
@@ -167,7 +168,7 @@ class People:
         self._outbox = outbox
         self._clock = clock
 
-    def on_delete(self, req: falcon.Request, resp: falcon.Response, email: str) -> None:
+    def on_delete(self, req: Request, resp: Response, email: str) -> None:
         """Erase messages and subscription."""
         address = forms.valid_email(email)
         if address is None:
@@ -206,7 +207,7 @@ class Doctor:
         self._transport = transport
         self._clock = clock
 
-    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+    def on_get(self, req: Request, resp: Response) -> None:
         """Answer with a list of checks, each ok or with what to do."""
         checks = [
             {"name": name, "ok": ok, "message": message}
@@ -222,7 +223,7 @@ class Doctor:
             "client": {"address": req.context.client, "rule": req.context.client_rule},
         }
 
-    def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
+    def on_post(self, req: Request, resp: Response) -> None:
         """Send a test mail to the owner."""
         now = self._clock()
         models.write(lambda: Delivery.add("test", "", now))
