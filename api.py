@@ -46,6 +46,9 @@ from settings import VERSION, Settings, Window, origin_of, sqlite_path
 log = logging.getLogger("frontdesk")
 
 ASKED_SECONDS = (2, 86400)  # how old an answer to our own question may be
+# Sent again as it came: urlencoded, a text that is not Latin takes three times the
+# bytes, and what was just read would be too large.
+MULTIPART = "multipart/form-data"
 
 
 class Frontdesk(falcon.App):  # type: ignore[type-arg]
@@ -132,7 +135,7 @@ def create_app(
         ("/doctor", owner.Doctor(settings, outbox, transport, clock)),
         ("/export/backup.sqlite3", owner.Backup()),
         ("/export/{name}", owner.Export()),
-        ("/people/{email}", owner.People(settings, outbox, clock)),
+        ("/people/{email:path}", owner.People(settings, outbox, clock)),
     )
     for path_template, resource in routes:
         if hasattr(resource, "on_get"):  # counting responders look at the method
@@ -159,7 +162,8 @@ def wants_page(req: Request) -> bool:
     except falcon.InvalidMediaRange:
         return False
     if html == as_json:
-        return forms.media_type(req) not in forms.JSON_TYPES
+        named = "application/json" in accept and "text/html" not in accept  # axios
+        return not named and forms.media_type(req) not in forms.JSON_TYPES
     return bool(html > as_json)
 
 
@@ -192,24 +196,29 @@ class Site:
         listed = settings.allowed_origins[0]
         self.home = None if listed == "*" else listed
 
-    def sender(self, req: Request) -> str | None:
-        """Return the URL of the page that sent a form, as far as it can be known."""
+    @staticmethod
+    def page(req: Request, values: Mapping[str, str]) -> str:
+        """Return the URL of the page that sent a form, without its query, or ""."""
+        # A form that our own page gave back tells where it came from at first.
+        url = values.get(forms.FROM) or req.get_header("Referer") or ""
+        url = re.split(r"[?#]", url, maxsplit=1)[0]
+        return forms.clean(url)[:500] if origin_of(url) else ""
+
+    def sender(self, req: Request, values: Mapping[str, str]) -> str | None:
+        """Return the page to go back to, as far as it can be known."""
         origin = req.get_header("Origin") or ""
-        referer = req.get_header("Referer") or ""
         own = origin_of(self.settings.public_url)
-        for url in (referer, origin):
+        for url in (self.page(req, values), origin):
             if origin_of(url) not in (None, own) and self._allows(url):
                 return url
         return self.home
 
-    def next_url(self, req: Request, wanted: str, default: str) -> str:
+    def next_url(
+        self, req: Request, values: Mapping[str, str], wanted: str, default: str
+    ) -> str:
         """Return where a form lands: its own wish, THANKS_URL, or our thanks page."""
-        asked = forms.next_url(wanted, self.sender(req), self._allows)
+        asked = forms.next_url(wanted, self.sender(req, values), self._allows)
         return asked or self.settings.thanks_url or self.settings.public_url + default
-
-    def back_url(self, req: Request) -> str | None:
-        """Return the page to link back to."""
-        return self.sender(req)
 
     def landings(self, next_url: str) -> tuple[str, ...]:
         """Return the origins that a form may lead to: www and apex redirect often."""
@@ -272,19 +281,21 @@ class Errors:
     ) -> None:
         form: dict[str, Any] | None = None
         targets: tuple[str, ...] = ()
-        values = getattr(error, "values", None)
-        if values is not None:
+        typed = getattr(error, "values", None)
+        values = {**(typed or {}), forms.FROM: self._site.page(req, typed or {})}
+        if typed is not None:
             form = _form_again(req, values, errors)
-            wanted = next((values[name] for name in forms.NEXT if name in values), "")
-            targets = self._site.landings(self._site.next_url(req, wanted, "/thanks"))
+            wanted = next((values[n] for n in forms.NEXT if values.get(n)), "")
+            next_url = self._site.next_url(req, values, wanted, "/thanks")
+            targets = self._site.landings(next_url)
         show(
             resp,
             "error.html",
             *targets,
-            title="Almost there" if form else errors[0]["message"].rstrip("."),
+            title="Almost there" if form else "Sorry, that did not work",
             errors=errors,
             site_name=self._site.name,
-            back_url=self._site.back_url(req),
+            back_url=self._site.sender(req, values),
             form=form,
         )
 
@@ -334,7 +345,7 @@ def _form_again(
     """Return a form that gives the typed text back and posts again."""
     signup = "newsletter" in (req.uri_template or "")
     missing = {e["field"]: "" for e in errors if e["code"] == "REQUIRED_FIELD_MISSING"}
-    if not values:
+    if not any(name != forms.FROM for name in values):
         missing = dict.fromkeys(["email"] if signup else ["email", "message"], "")
     fields = [
         {"name": name, "value": text, "label": _label(name), "kind": _kind(name, text)}
@@ -343,7 +354,13 @@ def _form_again(
     ]
     # The path by name: a request to //f/contact must not become a host's name.
     action = "/newsletter" if signup else "/contact"
-    return {"action": action, "fields": fields, "button": "Send", "error": None}
+    return {
+        "action": action,
+        "multipart": forms.media_type(req) == MULTIPART,
+        "fields": fields,
+        "button": "Send",
+        "error": None,
+    }
 
 
 def _kind(name: str, value: str) -> str:
@@ -351,7 +368,7 @@ def _kind(name: str, value: str) -> str:
         return "email"
     if name in forms.TEXT:
         return "textarea"
-    if name in (forms.PROOF, *forms.NEXT, *forms.LEFTOVERS):
+    if name in (forms.PROOF, forms.FROM, *forms.NEXT, *forms.LEFTOVERS):
         return "hidden"
     return "textarea" if "\n" in value or len(value) > 200 else "text"
 
@@ -412,7 +429,7 @@ class Thanks:
             resp,
             "signup-thanks.html" if signup else "thanks.html",
             site_name=self._site.name,
-            back_url=self._site.back_url(req),
+            back_url=self._site.sender(req, {}),
         )
 
 
@@ -456,11 +473,11 @@ class Contact:
         values = forms.read(req)
         contact = forms.contact(values)
         page = wants_page(req)
-        next_url = self._site.next_url(req, contact.next, "/thanks")
+        next_url = self._site.next_url(req, values, contact.next, "/thanks")
         score, reasons, echo = self._judge(req, contact, now)
         doubtful = spam.ASK <= score < spam.HOLD
         if doubtful and page and not self._pressed_send(values, contact):
-            self._ask(resp, values, contact, next_url)
+            self._ask(req, resp, values, contact, next_url)
             return
         message_id = Message.receive(
             {
@@ -469,7 +486,7 @@ class Contact:
                 "subject": contact.subject,
                 "message": contact.text,
                 "fields": contact.extra,
-                "page": _page_url(req),
+                "page": self._site.page(req, values),
                 "client": truncated(req.context.client),
                 "spam_score": score,
                 "spam_reasons": reasons,
@@ -520,6 +537,7 @@ class Contact:
 
     def _ask(
         self,
+        req: Request,
         resp: Response,
         values: Mapping[str, str],
         contact: ContactForm,
@@ -527,14 +545,18 @@ class Contact:
     ) -> None:
         """Ask a doubtful sender once, with 422: nothing is stored yet."""
         content = models.keyed_hash("ask", _content(contact))
-        token = self._links.token("ask", content)
+        ours = {
+            forms.PROOF: self._links.token("ask", content),
+            forms.FROM: self._site.page(req, values),
+        }
         show(
             resp,
             "ask.html",
             *self._site.landings(next_url),
             site_name=self._site.name,
             action="/contact",
-            fields=[*{**values, forms.PROOF: token}.items()],
+            multipart=forms.media_type(req) == MULTIPART,
+            fields=[*{**values, **ours}.items()],
             shown=[
                 (_label(name), value)
                 for name, value in values.items()
@@ -557,12 +579,6 @@ def _content(contact: ContactForm) -> str:
     return json.dumps(
         [contact.email, contact.name, contact.subject, contact.text, contact.extra]
     )
-
-
-def _page_url(req: Request) -> str:
-    """Return the page that a form was sent from, without its query."""
-    referer = re.split(r"[?#]", req.get_header("Referer") or "", maxsplit=1)[0]
-    return forms.clean(referer)[:500] if origin_of(referer) else ""
 
 
 def _session_data(req: Request, now: float) -> tuple[float | None, bool]:
@@ -607,20 +623,22 @@ class Newsletter:
 
     def on_post(self, req: Request, resp: Response) -> None:
         """Sign an address up, pending its owner's confirmation."""
-        signup, now = forms.signup(forms.read(req)), self._clock()
+        values = forms.read(req)
+        signup, now = forms.signup(values), self._clock()
         if signup.honeypot:
             models.count_trapped(now)
         else:
             Subscriber.ask(
                 signup.email,
                 signup.name,
-                page=_page_url(req),
+                page=self._site.page(req, values),
                 client=truncated(req.context.client),
                 now=now,
                 mails_per_day=self._mails_per_day,
             )
         self._outbox.nudge()
-        next_url = self._site.next_url(req, signup.next, "/thanks?newsletter")
+        default = "/thanks?newsletter"
+        next_url = self._site.next_url(req, values, signup.next, default)
         if wants_page(req):
             raise falcon.HTTPSeeOther(next_url)
         succeed(

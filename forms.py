@@ -31,6 +31,7 @@ NEXT = ("_next", "_redirect", "redirect")
 HONEYPOTS = ("_gotcha", "_honey", "botcheck", "bot-field")
 FILE = object()  # in place of an uploaded file
 PROOF = "_frontdesk"  # our own question's signature
+FROM = "_frontdesk_page"  # where a form that our own page gave back came from
 LEFTOVERS = frozenset(
     (
         *("access_key", "form-name", "_captcha", "_template", "_format", "_language"),
@@ -39,7 +40,7 @@ LEFTOVERS = frozenset(
     )
 )
 KNOWN = frozenset(
-    (*ADDRESS, *TEXT, *NAME, *SUBJECT, *NEXT, *HONEYPOTS, PROOF, *LEFTOVERS)
+    (*ADDRESS, *TEXT, *NAME, *SUBJECT, *NEXT, *HONEYPOTS, PROOF, FROM, *LEFTOVERS)
 ) | {part for pair in NAME_PAIRS for part in pair}
 
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -347,7 +348,7 @@ class _Check:
         for name, value in self.values.items():
             service = name in LEFTOVERS or name in NEXT or name in HONEYPOTS
             repeated = name in KNOWN and (not value or value in taken)
-            if name in used or service or name == PROOF or repeated:
+            if name in used or service or name in (PROOF, FROM) or repeated:
                 continue
             kept[name] = value
             if len(name) > 100 or len(value) > 2000:
@@ -373,7 +374,7 @@ def valid_email(text: str) -> str | None:
     # 32 ms to import: loaded with the first form.
     from email_validator import EmailNotValidError, validate_email
 
-    if len(text) > 254 or "\n" in text:
+    if len(text) > 254 or "\n" in text or "\ufffd" in text:  # clean() put it there
         return None
     try:
         # test_environment admits the reserved .test; no DNS look-up in a request.

@@ -1,6 +1,7 @@
 """The server: one process (or WEB_CONCURRENCY), threads, and the outbox beside them."""
 
 import contextlib
+import itertools
 import logging
 import os
 import socket
@@ -11,12 +12,15 @@ import time
 from pathlib import Path
 
 from gunicorn import glogging, util
-from gunicorn.workers.gthread import ThreadWorker
+from gunicorn.workers.gthread import _DEFER, ThreadWorker
 
 from settings import Settings, SettingsError, sqlite_path
 
-READ_SECONDS = 10  # for a request's head and body together
-WRITE_SECONDS = 10  # for a client to take some bytes of an answer
+SILENT_SECONDS = 0.02  # for the first byte; then a connection waits without a thread
+READ_SECONDS = 8  # for a request's head and body together, and its wait for a thread
+READ_BYTES = 16 * 1024  # at once; with gunicorn's 1 MiB each thread keeps several
+WRITE_SECONDS = 5  # for a client to take some bytes of an answer
+LINGER_SECONDS = 0.5  # for a client to close after the last answer
 HAND_BACK_SECONDS = 5  # for the delivery under way, after SIGTERM
 
 
@@ -25,6 +29,11 @@ def _stop(problems):
         print(problem, file=sys.stderr)
     sys.exit(1)
 
+
+if os.environ.pop("GUNICORN_CMD_ARGS", None):
+    # These win over this file, and Render's own hold --preload (a thread and a SQLite
+    # connection do not survive a fork) and --bind (whatever PORT says): start again.
+    os.execv(sys.executable, sys.orig_argv)  # noqa: S606 # the command we came from
 
 try:
     _settings = Settings.from_environ(os.environ)
@@ -45,7 +54,7 @@ worker_connections = 1000
 # Routers keep connections for 90 s: ours must live longer.
 keepalive = 100
 timeout = 60
-graceful_timeout = 15  # platforms kill after 30
+graceful_timeout = 12  # platforms kill after 30
 preload_app = False  # a thread and a SQLite connection do not survive a fork
 control_socket_disable = True
 # FORWARDED_ALLOW_IPS=* (Heroku) would let any client's SCRIPT_NAME rewrite the path.
@@ -68,35 +77,59 @@ class worker_class(ThreadWorker):
 
     The stock one waits for ever for the rest of a head or body: as many sockets as
     threads stop the service. It also closes connections gently (2 s each) in the
-    thread that serves all others. Leans on private methods: pinned, and tested in
-    tests/faults/.
+    thread that serves all others, and takes no new one while the idle ones fill it.
+    Leans on private methods: pinned, and tested in tests/faults/.
     """
 
     def init_process(self):
-        self.reading = {}
+        self.deadlines = {}
         super().init_process()
 
+    def enqueue_req(self, conn):
+        # The time in the queue counts: who stands there behind slow clients waits
+        # for one deadline, however many they are.
+        self.deadlines[conn] = time.monotonic() + READ_SECONDS
+        super().enqueue_req(conn)
+
     def handle(self, conn):
+        if not (conn.initialized or conn.wait_for_data(SILENT_SECONDS)):
+            return _DEFER
         seconds = struct.pack("ll", WRITE_SECONDS, 0)
         conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, seconds)
-        self.reading[conn] = time.monotonic() + READ_SECONDS
-        result = False
-        try:
-            result = super().handle(conn)
-        finally:
-            self.reading.pop(conn, None)
-            if result is False:
-                util.close_graceful(conn.sock, timeout=0.5)
+        conn.init()
+        conn.parser.unreader.max_body_chunk = READ_BYTES
+        result = super().handle(conn)
+        if result is False:
+            util.close_graceful(conn.sock, timeout=LINGER_SECONDS)
         return result
 
+    def finish_request(self, conn, fs):
+        self.deadlines.pop(conn, None)
+        if fs.exception() is None and fs.result() is False:
+            self.nr_conns -= 1  # closed by its own thread
+        else:
+            super().finish_request(conn, fs)
+
     def murder_pending(self):
+        if self.nr_conns > 0.9 * self.worker_connections:
+            for idle in (self.pending_conns, self.keepalived_conns):
+                for conn in itertools.islice(idle, self.worker_connections // 10):
+                    conn.timeout = 0
+            self.murder_keepalived()
         super().murder_pending()
         now = time.monotonic()
-        for conn, deadline in list(self.reading.items()):
-            if now > deadline:
-                # The blocked read ends; an answer can still be written.
-                with contextlib.suppress(OSError):
-                    conn.sock.shutdown(socket.SHUT_RD)
+        for conn in [c for c, deadline in self.deadlines.items() if now > deadline]:
+            # The blocked read ends; what has come is served, and answered.
+            with contextlib.suppress(OSError):
+                conn.sock.shutdown(socket.SHUT_RD)
+
+    def _cap_keepalive(self, deadline):
+        """Stop the outbox while the last requests are answered, wait for no idler."""
+        outbox = self.wsgi.outbox
+        threading.Thread(target=outbox.stop, args=(HAND_BACK_SECONDS,)).start()
+        super()._cap_keepalive(deadline)
+        for conn in self.pending_conns:
+            conn.timeout = min(conn.timeout, deadline)
 
     def handle_error(self, req, client, addr, exc):
         """Refuse what is no HTTP, without logging what was sent or by whom."""
@@ -112,13 +145,6 @@ class worker_class(ThreadWorker):
         )
         with contextlib.suppress(OSError):
             util.write_nonblock(client, (head + body).encode())
-
-    def handle_exit(self, sig, frame):
-        """Let the outbox finish while the last requests are answered."""
-        if self.alive:
-            outbox = self.wsgi.outbox
-            threading.Thread(target=outbox.stop, args=(HAND_BACK_SECONDS,)).start()
-        super().handle_exit(sig, frame)
 
 
 def on_starting(server):

@@ -7,9 +7,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
+from traceback import extract_tb
 from typing import Any, Protocol
 
 from itsdangerous import BadData, TimestampSigner, URLSafeTimedSerializer
+from itsdangerous.encoding import base64_decode, base64_encode
 
 import pages
 from models import (
@@ -21,6 +23,7 @@ from models import (
     Tally,
     clean_up,
     day_of,
+    hang_up,
     iso,
     release,
 )
@@ -90,8 +93,11 @@ class Links:
             payload, signed_at = self._serializers[purpose].loads(
                 token, return_timestamp=True
             )
+            parts = [base64_encode(base64_decode(p)) for p in token.split(".")]
         except (BadData, UnicodeError) as error:
             raise BadLinkError from error
+        if b".".join(parts) != token.encode():  # base64 overlooks odd characters
+            raise BadLinkError
         return payload, self._clock() - signed_at.timestamp()
 
 
@@ -104,7 +110,8 @@ class Composer:
     def __init__(self, settings: Settings, links: Links) -> None:
         self._settings = settings
         self._links = links
-        self._from = settings.mail_from or Address("", "frontdesk@localhost")
+        sender = settings.mail_from or Address("", "frontdesk@localhost")
+        self._from = Address(sender.name or settings.site_name, sender.email)
         self._to = settings.mail_to or Address("", "owner@localhost")
 
     def compose(self, delivery: Delivery) -> dict[str, Any] | None:
@@ -157,10 +164,12 @@ class Composer:
         }
         return mail
 
-    def digest(self, ref: str) -> dict[str, Any]:
+    def digest(self, ref: str) -> dict[str, Any] | None:
         """Return the owner's list of what was held."""
         digested_at = float(ref)
         messages, more = Message.digested(digested_at, DIGEST_ITEMS)
+        if not messages:  # erased meanwhile
+            return None
         items = [
             {
                 "who": f"{m.name} <{m.email}>" if m.name else m.email,
@@ -172,9 +181,16 @@ class Composer:
             }
             for m in messages
         ]
-        day = day_of(digested_at - DAY)
-        more += Tally.count("held, not stored", day)
-        return self._mail(self._to, "mail-digest.txt", items=items, more=more, day=day)
+        # More than one day when the service slept (free dynos do).
+        first, last = day_of(messages[0].held_at), day_of(digested_at - DAY)
+        return self._mail(
+            self._to,
+            "mail-digest.txt",
+            items=items,
+            more=more,
+            dropped=Tally.count("held, not stored", first, last),
+            day=first if first == last else f"{first} or later",
+        )
 
     def test(self, ref: str) -> dict[str, Any]:
         """Return the mail that /doctor sends."""
@@ -302,8 +318,7 @@ class Mailjet:
         except (ValueError, LookupError, TypeError) as error:
             raise TryLater("an answer that is not Mailjet's") from error
         if status != "success":
-            errors = json.dumps(result.get("Errors", []))
-            raise _refusal(400, errors)
+            raise _failure_within(result)
 
     def sync(self, list_id: str, email: str, subscribed: bool) -> None:
         """Put an address on the contact list or off it.
@@ -320,7 +335,7 @@ class Mailjet:
         )
 
     def check(self, settings: Settings) -> Iterator[tuple[str, bool, str]]:
-        """Ask Mailjet about the keys, the sender and the list, for 5 s each at most."""
+        """Ask Mailjet about the keys, the sender and the list."""
         sender = settings.mail_from.email if settings.mail_from else ""
         try:
             rows = self._ask("sender", limit=1000)
@@ -348,7 +363,7 @@ class Mailjet:
             try:
                 self._ask("contactslist", id=settings.mailjet_list_id)
                 yield "list", True, "The contact list is there."
-            except (TryLater, Refused) as error:
+            except (KeysRefused, TryLater, Refused) as error:
                 yield "list", False, f"MAILJET_LIST_ID cannot be reached: {error}."
 
     def _ask(
@@ -357,11 +372,11 @@ class Mailjet:
         endpoint = getattr(self.client("v3"), resource)
         answer = self.call(
             lambda: endpoint.get(
-                id=id, filters={"Limit": str(limit)}, timeout=5, allow_redirects=False
+                id=id, filters={"Limit": str(limit)}, allow_redirects=False
             )
         )
         try:
-            return list(answer.json()["Data"])
+            return [dict(row) for row in answer.json()["Data"]]
         except (ValueError, LookupError, TypeError) as error:
             raise TryLater("an answer that is not Mailjet's") from error
 
@@ -382,29 +397,35 @@ class Mailjet:
             response = getattr(cause, "response", None)
             if response is None:
                 raise TryLater(type(error).__name__) from None
-            raise _failure(response) from None
+            raise _failure_of(response) from None
         if answer.status_code >= 300:
-            raise _failure(answer)
+            raise _failure_of(answer)
         return answer
 
 
-def _failure(response: Any) -> Exception:
-    status = response.status_code
-    if status in (401, 403):
-        return KeysRefused(f"Mailjet answered {status}")
-    if status in (408, 429) or not 400 <= status < 500:
-        wait = response.headers.get("Retry-After", "")
-        return TryLater(
-            f"Mailjet answered {status}", int(wait) if wait.isdecimal() else 0
-        )
-    return _refusal(status, response.text)
+def _failure_of(response: Any) -> Exception:
+    wait = response.headers.get("Retry-After", "")
+    seconds = int(wait) if wait.isdecimal() else 0
+    return _failure(response.status_code, response.text, seconds)
 
 
-def _refusal(status: int, body: str) -> Refused:
+def _failure_within(result: dict[str, Any]) -> Exception:
+    """Return what a 200 reports for its one message, with a status of its own."""
+    errors = result.get("Errors") or [{}]
+    status = errors[0].get("StatusCode")
+    return _failure(status if isinstance(status, int) else 400, json.dumps(errors))
+
+
+def _failure(status: int, body: str, retry_after: float = 0) -> Exception:
     # The body may repeat an address: only the status is kept.
+    reason = f"Mailjet answered {status}"
+    if status in (401, 403):
+        return KeysRefused(reason)
+    if status in (408, 429) or not 400 <= status < 500:
+        return TryLater(reason, retry_after)
     if status == 400 and ("ReplyTo" in body or "mj-0013" in body):
-        return RefusedReplyTo(f"Mailjet answered {status}")
-    return Refused(f"Mailjet answered {status}")
+        return RefusedReplyTo(reason)
+    return Refused(reason)
 
 
 class Outbox:
@@ -426,6 +447,7 @@ class Outbox:
         self._clock = clock
         self._wake = threading.Event()
         self._stopping = False
+        self._give_up_at = 0.0  # of time.monotonic()
         self._thread: threading.Thread | None = None
         self._holding: Delivery | None = None
         self._cleaned_day = ""
@@ -441,11 +463,16 @@ class Outbox:
         self._thread.start()
 
     def stop(self, seconds: float) -> None:
-        """Finish the delivery under way, or hand it back when that takes too long."""
-        self._stopping = True
+        """Finish the delivery under way, or hand it back when that takes too long.
+
+        A second call waits for no more than what the first one has left.
+        """
+        if not self._stopping:
+            self._give_up_at = time.monotonic() + seconds
+            self._stopping = True
         self._wake.set()
         if self._thread is not None:
-            self._thread.join(seconds)
+            self._thread.join(max(0.0, self._give_up_at - time.monotonic()))
             held = self._holding
             if self._thread.is_alive() and held is not None:
                 held.put_back(self._clock(), "handed back", held.attempts - 1)
@@ -460,12 +487,13 @@ class Outbox:
             except StorageError as error:
                 log.error("outbox: database trouble (%s)", type(error).__name__)
                 wait = 5.0
-            except Exception:
-                log.exception("outbox: unexpected trouble")
+            except Exception as error:
+                log.error("outbox: %s", _place(error))
                 wait = IDLE
             finally:
                 release()
             self._wake.wait(wait)
+        hang_up()
 
     def _seconds_to_next(self) -> float:
         now = self._clock()
@@ -508,7 +536,7 @@ class Outbox:
         except StorageError:
             raise
         except Exception as error:
-            log.exception("outbox: %s %s", delivery.kind, delivery.id)
+            log.error("outbox: %s %s, %s", delivery.kind, delivery.id, _place(error))
             self._later(delivery, type(error).__name__, 0)
         else:
             delivery.done(self._clock())
@@ -541,6 +569,12 @@ class Outbox:
     def _bury(self, delivery: Delivery, reason: str) -> None:
         log.error("outbox: %s %s is dead, %s", delivery.kind, delivery.id, reason)
         delivery.put_back(None, reason, delivery.attempts)
+
+
+def _place(error: Exception) -> str:
+    """Return what happened where: an exception's text may hold what was typed."""
+    last = extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} in {last.name}:{last.lineno}"
 
 
 def transport_for(settings: Settings) -> Transport:

@@ -136,13 +136,17 @@ def migrate(url: str, sqlite_path: Path | None) -> None:
 
 def open_database(url: str, sqlite_path: Path | None, threads: int) -> None:
     """Bind the models to a migrated database for the rest of the process."""
-    global write, limits, _hash_key
     db = connect(url, sqlite_path, threads)
+    use(db, db if sqlite_path is None else _limits_database(sqlite_path))
+
+
+def use(db: Any, limits_db: Any) -> None:
+    """Bind the models to a database, and the rate limits to theirs."""
+    global write, limits, _hash_key
     database.initialize(db)
-    if sqlite_path is None:
-        write, limits = _write_apart, RateLimits(db)
-    else:
-        write, limits = GroupCommit(db), RateLimits(_limits_database(sqlite_path))
+    Visitor.forget_salt()
+    write = GroupCommit(db) if isinstance(db, SqliteDatabase) else _write_apart
+    limits = RateLimits(limits_db)
     _hash_key = bytes.fromhex(Setting.once("hash_key", secrets.token_hex(32)))
     release()
 
@@ -168,10 +172,15 @@ def release() -> None:
         database.close()
 
 
-def close_database() -> None:
-    """Close this thread's connections (and on Postgres the pool)."""
+def hang_up() -> None:
+    """Close this thread's connections: the thread is about to end."""
     limits.close()
     database.close()
+
+
+def close_database() -> None:
+    """Close this thread's connections (and on Postgres the pool)."""
+    hang_up()
     if not isinstance(database.obj, SqliteDatabase):
         database.close_all()
 
@@ -194,6 +203,16 @@ def _insert_sql(table: str, columns: tuple[str, ...], or_ignore: bool) -> str:
     marks = ", ".join("?" * len(columns))
     sql = f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks})"  # noqa: S608
     return sql + " ON CONFLICT DO NOTHING" if or_ignore else sql
+
+
+def database_size() -> int:
+    """Return how many bytes the database takes."""
+    sql = (
+        "SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()"
+        if isinstance(database.obj, SqliteDatabase)
+        else "SELECT pg_database_size(current_database())"
+    )
+    return int(execute(sql).fetchone()[0])
 
 
 # --- writing ---------------------------------------------------------------------
@@ -325,10 +344,13 @@ class Tally(Table):
         return execute(sql, name, period, ceiling).fetchone() is not None
 
     @classmethod
-    def count(cls, name: str, period: str) -> int:
-        """Return the count of a period."""
-        row = cls.get_or_none(cls.name == name, cls.period == period)
-        return int(row.n) if row else 0
+    def count(cls, name: str, first: str, last: str) -> int:
+        """Return the sum of all periods from the first to the last."""
+        sql = (
+            "SELECT coalesce(sum(n), 0) FROM tally "
+            "WHERE name = ? AND period BETWEEN ? AND ?"
+        )
+        return int(execute(sql, name, first, last).fetchone()[0])
 
 
 class Receipt(Table):
@@ -557,7 +579,8 @@ class Subscriber(Table):
         """Sign an address up: write a confirmation mail unless it had its share.
 
         A confirmed address stays as it is. The same statements run whatever is known
-        of the address, so that the time of the answer does not tell.
+        of the address, so that the time of the answer does not tell; only a mail costs
+        two more, and nobody can measure that more often than once an hour.
         """
         mailbox = mailbox_key(email)
         new = {
@@ -576,14 +599,15 @@ class Subscriber(Table):
         def job() -> None:
             insert("subscriber", new, or_ignore=True)
             row = cls._locked("mailbox", mailbox)
-            if row.status != "confirmed" and row.refused_at is None:
-                if row._mail_again(now, mails_per_day) and row.status == "left":
+            may_ask = row.status != "confirmed" and row.refused_at is None
+            if may_ask and row._mail_again(now, mails_per_day):
+                # A link confirms the very address that it was mailed to.
+                if row.status == "left" or row.email != email:
                     row.cycle = new["cycle"]
-                    row.left_at = row.confirmed_at = None
-                if row.status == "pending":
-                    row.email, row.name = email, name
-                    row.page, row.client = page, client
-                    row.wording, row.asked_at = CONSENT, now
+                row.email, row.name = email, name
+                row.page, row.client = page, client
+                row.wording, row.asked_at = CONSENT, now
+                row.left_at = row.confirmed_at = None
             row.save()
 
         write(job)
@@ -934,12 +958,18 @@ class Visitor(Table):
         return digest.hexdigest()
 
     @classmethod
+    def forget_salt(cls) -> None:
+        """Ask the database again: it may be another one now."""
+        cls._salt = ("", b"")
+
+    @classmethod
     def _salt_of(cls, day: str) -> bytes:
         salt = bytes.fromhex(Setting.once(f"salt {day}", secrets.token_hex(32)))
 
         def job() -> None:
             execute(
-                "DELETE FROM setting WHERE name LIKE 'salt 2%' AND name < ?",
+                # No LIKE: psycopg takes a percent sign for a parameter.
+                "DELETE FROM setting WHERE substr(name, 1, 5) = 'salt ' AND name < ?",
                 f"salt {day}",
             )
             execute("DELETE FROM visitor WHERE day < ?", day)
@@ -999,7 +1029,7 @@ class RateLimits:
         """Spend one request of a key, or with spend=False only look."""
         if now - self._swept_at > self.SWEEP_SECONDS:
             self._swept_at = now
-            self._sweep(now)
+            self.sweep(now)
         micros = int(now * 1_000_000)
         if not spend:
             return self._verdict(key, windows, micros, spent=False)
@@ -1048,7 +1078,8 @@ class RateLimits:
         remaining = window.quota - math.ceil((tat - micros) / step)
         return window, max(0, remaining), math.ceil((tat - micros) / 1_000_000)
 
-    def _sweep(self, now: float) -> None:
+    def sweep(self, now: float) -> None:
+        """Forget whoever is not limited any more, and the soonest of too many."""
         micros = int(now * 1_000_000)
         self._execute("DELETE FROM bucket WHERE tat < ?", micros)
         count = self._execute("SELECT count(*) FROM bucket").fetchone()[0]
@@ -1121,7 +1152,8 @@ def erase(email: str, now: float, sync: bool) -> tuple[int, int]:
     mailbox = mailbox_key(email)
 
     def job() -> tuple[int, int]:
-        theirs = fn.lower(Message.email) == email.lower()
+        # By one lower(): SQLite's and Python's differ beyond ASCII.
+        theirs = fn.lower(Message.email) == fn.lower(email)
         ids = [row.id for row in Message.select(Message.id).where(theirs)]
         for part in (ids[i : i + 500] for i in range(0, len(ids), 500)):
             Delivery.delete().where(
@@ -1129,6 +1161,11 @@ def erase(email: str, now: float, sync: bool) -> tuple[int, int]:
             ).execute()
             Receipt.delete().where(Receipt.message_id.in_(part)).execute()
             Message.delete().where(Message.id.in_(part)).execute()
+        Delivery.delete().where(  # a list change that Mailjet never took
+            Delivery.kind == "list",
+            Delivery.due_at.is_null(),
+            fn.lower(Delivery.ref) == fn.lower(email),
+        ).execute()
         row = Subscriber.get_or_none(Subscriber.mailbox == mailbox)
         if row is not None:
             Delivery.delete().where(
@@ -1187,9 +1224,24 @@ def clean_up(now: float, retention_days: int) -> None:
         Tally.delete().where(Tally.period != "", Tally.period < month_ago).execute()
         if retention_days:
             oldest = f"{int((now - retention_days * DAY) * 1000):012x}"
-            Message.delete().where(Message.id < oldest).execute()
+            # What still waits to be mailed is kept until it has been.
+            waiting = Delivery.select(Delivery.ref).where(
+                Delivery.kind == "contact", Delivery.due_at.is_null(False)
+            )
+            old = (Message.id < oldest) & Message.id.not_in(waiting)
+            Message.delete().where(old).execute()
+        # A dead list change would keep the address of somebody who left.
+        Delivery.delete().where(
+            Delivery.kind == "list",
+            Delivery.due_at.is_null(),
+            Delivery.created_at < now - PENDING_SECONDS,
+        ).execute()
 
     write(job)
+    with suppress(*StorageError):
+        limits.sweep(now)
     if isinstance(database.obj, SqliteDatabase):
-        execute("PRAGMA optimize")
-        execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        # It reads, then writes: outside of a write, another writer makes it fail.
+        write(lambda: execute("PRAGMA optimize"))
+        # Not TRUNCATE: while somebody reads (a backup), it keeps all writers waiting.
+        execute("PRAGMA wal_checkpoint(PASSIVE)")

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
@@ -33,6 +34,9 @@ COLUMNS = {
 }
 CHUNK = 64 * 1024
 PROBE_SECONDS = 5
+MAIL_SECONDS = 5  # that Mailjet may take for all that the doctor asks
+
+Check = tuple[str, bool, str]  # name, ok, what is or what to do
 
 
 def openapi(settings: Settings) -> bytes:
@@ -152,8 +156,9 @@ class Backup:
                 raise falcon.HTTPNotFound
             resp.content_type = "application/vnd.sqlite3"
             resp.downloadable_as = "frontdesk.sqlite3"
-            # Unlinked when the context ends; the open file lives until it is sent.
-            resp.set_stream(copy.open("rb"), copy.stat().st_size)
+            if req.method == "GET":
+                # Unlinked when the context ends; the open file lives until it is sent.
+                resp.set_stream(copy.open("rb"), copy.stat().st_size)
 
 
 class People:
@@ -201,20 +206,20 @@ class Doctor:
         outbox: Outbox,
         transport: Transport,
         clock: Callable[[], float],
+        mail_seconds: float = MAIL_SECONDS,
     ) -> None:
         self._settings = settings
         self._outbox = outbox
         self._transport = transport
         self._clock = clock
+        self._mail_seconds = mail_seconds
 
     def on_get(self, req: Request, resp: Response) -> None:
         """Answer with a list of checks, each ok or with what to do."""
         checks = [
             {"name": name, "ok": ok, "message": message}
             for name, ok, message in chain(
-                self._database(),
-                self._transport.check(self._settings),
-                self._addresses(),
+                self._database(), self._mail(), self._addresses(), self._client(req)
             )
         ]
         resp.media = {
@@ -235,16 +240,17 @@ class Doctor:
             "message": "A test mail is on its way to MAIL_TO.",
         }
 
-    def _database(self) -> Iterator[tuple[str, bool, str]]:
+    def _database(self) -> Iterator[Check]:
         path = sqlite_path(self._settings.database_url)
+        size = f"{models.database_size() / 2**20:,.1f} MB"
         if path is None:
-            yield "database", True, "Postgres."
+            yield "database", True, f"Postgres, {size}."
         else:
             lasts = not self._settings.ephemeral
             yield (
                 "database",
                 lasts,
-                "SQLite on a disk that stays."
+                f"SQLite on a disk that stays, {size}."
                 if lasts
                 else "SQLite on a disk that may be wiped (ALLOW_EPHEMERAL=1): attach "
                 "Postgres or a disk.",
@@ -260,12 +266,30 @@ class Doctor:
             f"seconds; {counts['dead']} dead.",
         )
 
-    def _addresses(self) -> Iterator[tuple[str, bool, str]]:
+    def _mail(self) -> list[Check]:
+        """Ask Mailjet, in a thread: no client bounds the whole of several answers."""
+        found: list[Check] = []
+
+        def ask() -> None:
+            for check in self._transport.check(self._settings):
+                found.append(check)
+
+        asking = threading.Thread(target=ask, name="doctor", daemon=True)
+        asking.start()
+        asking.join(self._mail_seconds)
+        if asking.is_alive():
+            seconds = f"{self._mail_seconds:g} seconds"
+            return [*found, ("mail", False, f"Mailjet did not answer in {seconds}.")]
+        return found
+
+    def _addresses(self) -> Iterator[Check]:
         settings = self._settings
+        safe = settings.public_url.startswith("https://")
         yield (
             "public_url",
-            settings.public_url.startswith("https://"),
-            f"Mailed links lead to {settings.public_url}.",
+            safe,
+            f"Mailed links lead to {settings.public_url}"
+            + ("." if safe else ": set PUBLIC_URL to this service's https address."),
         )
         listed = settings.allowed_origins != ("*",)
         yield (
@@ -275,3 +299,16 @@ class Doctor:
             if listed
             else "Every site may send forms: set ALLOWED_ORIGINS to yours.",
         )
+
+    def _client(self, req: Request) -> Iterator[Check]:
+        rule, settings = req.context.client_rule, self._settings
+        if rule != "socket":
+            message = f"Your address is told by {rule}: compare it with your own."
+        elif settings.client_ip_header or settings.trusted_hops:
+            message = "The header that should tell your address did not come."
+        elif req.get_header("X-Forwarded-For"):
+            message = "All visitors seem to have a proxy's address: set TRUSTED_HOPS."
+        else:
+            yield "client", True, "Your address is the connection's: no proxy in front."
+            return
+        yield "client", rule != "socket", message

@@ -98,19 +98,31 @@ class Desk:
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """An empty database with the schema: a SQLite file, then Postgres."""
-    if request.param == "sqlite":
-        empty = request.getfixturevalue("empty_sqlite")
-        shutil.copy(empty, tmp_path / "frontdesk.db")
-        return f"sqlite:///{tmp_path}/frontdesk.db"
-    return request.getfixturevalue("postgres").fresh_url()
+    if request.param == "postgres":
+        yield request.getfixturevalue("postgres").fresh_url()
+        return
+    path = tmp_path / "frontdesk.db"
+    shutil.copy(request.getfixturevalue("empty_sqlite"), path)
+    delete_limits(path)
+    models.migrate(f"sqlite:///{path}", path)  # makes the rate limits' own file
+    yield f"sqlite:///{path}"
+    delete_limits(path)
+
+
+def delete_limits(path: Path) -> None:
+    """Delete the rate limits of a SQLite file: they lie elsewhere and outlive it."""
+    limits = Path(models._limits_database(path).database)
+    for part in limits.parent.glob(f"{limits.name}*"):
+        part.unlink(missing_ok=True)
 
 
 @pytest.fixture(scope="session")
 def empty_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("empty") / "frontdesk.db"
     models.migrate(f"sqlite:///{path}", path)
+    delete_limits(path)
     return path
 
 
@@ -125,6 +137,8 @@ def make_desk(database_url: str, clock: Clock) -> Iterator[Callable[..., Desk]]:
     made: list[Desk] = []
 
     def make(**changes: Any) -> Desk:
+        if made:  # a process has one database open
+            models.close_database()
         settings = replace(
             Settings(
                 database_url=database_url,
@@ -169,6 +183,7 @@ class Postgres:
         self.folder = folder
         self.port = free_port()
         self.made = 0
+        self.has_template = False
 
     def run(self, *command: str) -> None:
         # Postgres refuses to run as root.
@@ -199,14 +214,24 @@ class Postgres:
     def url(self, name: str) -> str:
         return f"postgres://desk@127.0.0.1:{self.port}/{name}"
 
+    def blank_url(self) -> str:
+        """Return the URL of a new database without a schema."""
+        import psycopg
+
+        with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
+            self.made += 1
+            connection.execute(f"CREATE DATABASE blank{self.made}")
+        return self.url(f"blank{self.made}")
+
     def fresh_url(self) -> str:
         """Return the URL of a new database with an empty schema."""
         import psycopg
 
         with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
-            if not self.made:
+            if not self.has_template:
                 connection.execute("CREATE DATABASE empty")
                 models.migrate(self.url("empty"), None)
+                self.has_template = True
             self.made += 1
             connection.execute(f"CREATE DATABASE desk{self.made} TEMPLATE empty")
         return self.url(f"desk{self.made}")
@@ -288,6 +313,7 @@ def serving(folder: Path, wait: bool = True, **environ: str) -> Iterator[Server]
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        delete_limits(folder / "frontdesk.db")
 
 
 def _wait_until_healthy(server: Server, seconds: float = 30) -> None:

@@ -59,6 +59,7 @@ class StandIn:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            wbufsize = -1  # head and body in one packet: else 40 ms lie between them
 
             def respond(self) -> None:
                 length = int(self.headers.get("Content-Length") or 0)
@@ -99,7 +100,9 @@ class StandIn:
             self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
         scheme = "https" if tls else "http"
         self.url = f"{scheme}://localhost:{self._server.server_port}/"
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.02,), daemon=True
+        )
 
     def __enter__(self) -> StandIn:
         self._thread.start()

@@ -423,7 +423,9 @@ def test_chart_tells_its_totals_to_everyone():
         "1,235 hits by 57 visitors from 2025-01-01 to 2025-01-02, one bar per day; "
         "the most on 2025-01-02: 1,234 hits."
     )
-    assert (root.get("viewBox"), root.get("width")) == ("0 0 720 240", None)
+    # Without a size of its own a browser shows a picture 300 px wide.
+    assert root.get("viewBox") == "0 0 720 240"
+    assert (root.get("width"), root.get("height")) == ("720", "240")
 
 
 def test_chart_names_the_year_only_when_there_are_two():

@@ -1,0 +1,710 @@
+"""The hit counter: what is a page, what counts, and what is drawn."""
+
+from __future__ import annotations
+
+import struct
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import forms
+import models
+from models import DAY, Hit, Setting, Visitor
+from settings import Window
+from tests.conftest import Clock, Desk
+
+CHROME = (
+    "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) "
+    "Chrome/149.0.0.0 Safari/537.36"
+)
+GITHUB_PROXY = "github-camo (876de43e)"
+IMAGES = ("/hits.gif", "/hits.svg", "/hits/chart.svg")
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+@pytest.fixture
+def desk(make_desk: Callable[..., Desk]) -> Desk:
+    """A service whose rate limit is out of the way."""
+    return make_desk(hits_limit=(Window(10_000, 60),))
+
+
+def hit(desk: Desk, page: str = "/", agent: str = CHROME, **kwargs: Any) -> Any:
+    headers = {"User-Agent": agent, **kwargs.pop("headers", {})}
+    return desk.client.simulate_post(
+        "/hits", json={"page": page}, headers=headers, **kwargs
+    )
+
+
+def read(desk: Desk, page: str = "/", **params: Any) -> Any:
+    return desk.client.simulate_get("/hits", params={"page": page, **params})
+
+
+def sums(desk: Desk, page: str = "/") -> tuple[int, int]:
+    answer = read(desk, page).json
+    return answer["hits"], answer["visitors"]
+
+
+def texts(svg: str) -> str:
+    """Parse a picture and return all its texts."""
+    root = ElementTree.fromstring(svg)
+    assert root.tag == f"{SVG}svg"
+    return " ".join(root.itertext())
+
+
+# --- pages -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("named", "page"),
+    [
+        ("/", "/"),
+        ("about", "/about"),
+        ("/about/", "/about"),
+        ("//about///me//", "/about/me"),
+        ("/about?x=1&y=2", "/about"),
+        ("/about#top", "/about"),
+        ("/about/?x=1#top", "/about"),
+        ("https://site.example", "/"),
+        ("https://site.example/", "/"),
+        ("https://site.example/about?x", "/about"),
+        ("http://site.example:8080/a//b/", "/a/b"),
+        ("https://site.example?x", "/"),
+        ("https://ada:pw@site.example/a", "/a"),
+        ("/About", "/About"),
+        ("/caf%C3%A9", "/café"),
+        ("/caf%c3%a9", "/café"),
+        ("/café", "/café"),
+        ("/cafe\u0301", "/café"),
+        ("/%7Eada", "/~ada"),
+        ("/a%2fb", "/a%2Fb"),
+        ("/a%2Fb", "/a%2Fb"),
+        ("/a%3fb", "/a%3Fb"),
+        ("/a b", "/a%20b"),
+        ("/a%20b", "/a%20b"),
+        ("/a%zz", "/a%25zz"),
+        ("/%ff", "/%FF"),
+        (" /about ", "/about"),
+        ("/" + "a" * 199, "/" + "a" * 199),
+        ("/(other)", "/(other)"),
+    ],
+)
+def test_a_page_has_one_name(desk: Desk, named: str, page: str) -> None:
+    answer = hit(desk, named)
+    assert answer.status_code == 200
+    assert answer.json["page"] == page
+    assert read(desk, page).json["hits"] == 1
+
+
+@pytest.mark.parametrize(
+    ("named", "code"),
+    [
+        ("/a\u0000b", "TYPE_TEXT"),
+        ("/a%00b", "TYPE_TEXT"),
+        ("/a%0ab", "TYPE_TEXT"),
+        ("/a\nb", "TYPE_TEXT"),
+        ("/a\x7fb", "TYPE_TEXT"),
+        ("/a%C2%85b", "TYPE_TEXT"),
+        ("/" + "a" * 200, "TOO_LONG"),
+        ("/" + "a" * 5000, "TOO_LONG"),
+        ("", "REQUIRED_FIELD_MISSING"),
+    ],
+    ids=[
+        *("nul", "encoded-nul", "encoded-newline", "newline", "delete", "c1"),
+        *("201", "5001", "none"),
+    ],
+)
+def test_a_bad_page_is_refused(desk: Desk, named: str, code: str) -> None:
+    answer = hit(desk, named)
+    assert answer.status_code == 422
+    assert answer.json["errors"][0]["code"] == code
+    assert Hit.select().count() == 0
+
+
+def test_a_lone_surrogate_is_refused(desk: Desk) -> None:
+    answer = desk.client.simulate_post(
+        "/hits",
+        body=b'{"page": "/\\ud800"}',
+        headers={"Content-Type": "application/json", "User-Agent": CHROME},
+    )
+    assert answer.status_code in (400, 422)
+    assert Hit.select().count() == 0
+
+
+@given(st.text(max_size=60))
+def test_the_name_of_a_page_is_stable(text: str) -> None:
+    try:
+        page = forms.page_of(text)
+    except forms.Rejected:
+        return
+    assert page.startswith("/")
+    assert len(page) <= 200
+    assert not {"?", "#", "\0", "\n"} & set(page)
+    assert "//" not in page
+    assert forms.page_of(page) == page
+
+
+@pytest.mark.parametrize(
+    ("referer", "page"),
+    [
+        ("https://site.example/blog/?q#x", "/blog"),
+        ("https://site.example/", "/"),
+        ("https://site.example", "/"),
+    ],
+)
+def test_an_unnamed_page_is_the_referers(desk: Desk, referer: str, page: str) -> None:
+    headers = {"Referer": referer, "User-Agent": CHROME}
+    answer = desk.client.simulate_post("/hits", headers=headers)
+    assert answer.json["page"] == page
+    desk.client.simulate_get("/hits.gif", headers=headers)
+    desk.client.simulate_get("/hits.svg", headers=headers)
+    assert sums(desk, page) == (3, 1)
+
+
+@pytest.mark.parametrize("referer", ["", "about:blank", "/blog", "not a url"])
+def test_without_page_and_referer_nothing_counts(desk: Desk, referer: str) -> None:
+    answer = desk.client.simulate_get("/hits.gif", headers={"Referer": referer})
+    assert answer.status_code == 422
+    answer = desk.client.simulate_post("/hits")
+    assert answer.json["errors"][0]["field"] == "page"
+    assert Hit.select().count() == 0
+
+
+# --- counting --------------------------------------------------------------------
+
+FORM = "application/x-www-form-urlencoded"
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("application/json", b'{"page": "/about"}'),
+        ("application/json; charset=utf-8", b'{"page": "/about", "more": [1]}'),
+        (FORM, b"page=%2Fabout"),
+        ("text/plain", b"/about"),
+        ("text/plain;charset=UTF-8", b"https://site.example/about"),
+        ("text/plain;charset=UTF-8", b' {"page": "/about"}'),
+        (
+            "multipart/form-data; boundary=x",
+            b'--x\r\nContent-Disposition: form-data; name="page"\r\n\r\n/about\r\n'
+            b"--x--\r\n",
+        ),
+    ],
+    ids=["json", "json-more", "form", "path", "url", "beacon-json", "multipart"],
+)
+def test_a_hit_may_have_any_body(desk: Desk, kind: str, body: bytes) -> None:
+    answer = desk.client.simulate_post(
+        "/hits", body=body, headers={"Content-Type": kind, "User-Agent": CHROME}
+    )
+    assert answer.status_code == 200
+    assert answer.json == {"page": "/about", "hits": 1, "visitors": 1, "counted": True}
+    assert answer.headers["cache-control"] == "no-store"
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "status"),
+    [
+        ("application/json", b"{", 400),
+        ("application/json", b"[]", 400),
+        ("application/json", b'{"page": {"a": 1}}', 422),
+        ("text/plain", b"\xff", 400),
+        ("application/xml", b"<a/>", 415),
+        ("text/plain", b"/" + b"a" * 70_000, 413),
+    ],
+    ids=["cut-json", "list", "nested", "no-utf8", "xml", "huge"],
+)
+def test_a_bad_body_counts_nothing(
+    desk: Desk, kind: str, body: bytes, status: int
+) -> None:
+    answer = desk.client.simulate_post(
+        "/hits", body=body, headers={"Content-Type": kind}
+    )
+    assert answer.status_code == status
+    assert answer.json["ok"] is False
+    assert Hit.select().count() == 0
+
+
+@pytest.mark.parametrize("path", ["/hits.gif", "/hits.gif/"])
+def test_the_pixel_counts_and_is_transparent(desk: Desk, path: str) -> None:
+    answer = desk.client.simulate_get(
+        path, params={"page": "/about"}, headers={"User-Agent": CHROME}
+    )
+    assert answer.headers["content-type"] == "image/gif"
+    assert answer.headers["cache-control"] == "no-store"
+    assert answer.content[:6] == b"GIF89a"
+    assert struct.unpack("<HH", answer.content[6:10]) == (1, 1)
+    assert answer.content[-1:] == b";"
+    assert sums(desk, "/about") == (1, 1)
+    # The graphic control extension names colour 0 transparent, and it is used.
+    extension = answer.content.index(b"\x21\xf9\x04")
+    assert answer.content[extension + 3] & 1
+
+
+def test_the_badge_counts_and_shows(desk: Desk) -> None:
+    for n in (1, 2):
+        answer = desk.client.simulate_get(
+            "/hits.svg", params={"page": "/about"}, headers={"User-Agent": CHROME}
+        )
+        assert answer.headers["content-type"] == "image/svg+xml"
+        assert answer.headers["cache-control"] == "no-store"
+        assert f"hits: {n}" in texts(answer.text)
+    assert sums(desk, "/about") == (2, 1)
+
+
+@pytest.mark.parametrize("value", ["false", "0"])
+def test_the_badge_may_only_show(desk: Desk, value: str) -> None:
+    hit(desk, "/about")
+    answer = desk.client.simulate_get(f"/hits.svg?page=/about&count={value}")
+    assert "hits: 1" in texts(answer.text)
+    assert sums(desk, "/about") == (1, 1)
+
+
+def test_the_badge_takes_label_colour_and_style(desk: Desk) -> None:
+    params = {"page": "/", "label": "seen <b>", "color": "ff0000", "count": "false"}
+    flat = desk.client.simulate_get("/hits.svg", params=params).text
+    square = desk.client.simulate_get(
+        "/hits.svg", params={**params, "style": "flat-square"}
+    ).text
+    for svg in (flat, square):
+        assert "seen <b>: 0" in texts(svg)
+        assert 'fill="#ff0000"' in svg
+    assert "clipPath" in flat
+    assert "clipPath" not in square
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"label": "\x00\u202e" * 50 + "<script>"},
+        {"color": '"/><script>'},
+        {"color": "url(http://evil.example)"},
+        {"style": "../../etc/passwd"},
+        {"label": ""},
+        {"label": "x" * 5000},
+    ],
+    ids=["label", "colour", "colour-url", "style", "no-label", "long-label"],
+)
+def test_a_strange_badge_is_still_a_badge(desk: Desk, params: dict[str, str]) -> None:
+    answer = desk.client.simulate_get("/hits.svg", params={"page": "/", **params})
+    assert answer.status_code == 200
+    texts(answer.text)
+    assert "<script" not in answer.text
+    assert "evil" not in answer.text
+
+
+def test_reading_never_counts(desk: Desk) -> None:
+    hit(desk, "/about")
+    for path in ("/hits", "/hits/shield", "/hits/chart.svg"):
+        for method in ("GET", "HEAD"):
+            answer = desk.client.simulate_request(
+                method, path, params={"page": "/about"}, headers={"User-Agent": CHROME}
+            )
+            assert answer.status_code == 200
+    assert sums(desk, "/about") == (1, 1)
+
+
+@pytest.mark.parametrize("path", ["/hits.gif", "/hits.svg"])
+def test_head_never_counts(desk: Desk, path: str) -> None:
+    answer = desk.client.simulate_head(
+        path, params={"page": "/about"}, headers={"User-Agent": CHROME}
+    )
+    assert answer.status_code == 200
+    assert answer.content == b""
+    assert sums(desk, "/about") == (0, 0)
+
+
+# --- reading ---------------------------------------------------------------------
+
+
+def test_the_json_has_the_days_with_gaps(desk: Desk, clock: Clock) -> None:
+    hit(desk, "/about")
+    clock.advance(2 * DAY)
+    hit(desk, "/about")
+    hit(desk, "/about")
+    answer = read(desk, "/about", days=3).json
+    today = models.day_of(clock())
+    days = [models.day_of(clock() - n * DAY) for n in (2, 1, 0)]
+    assert answer == {
+        "page": "/about",
+        "hits": 3,
+        "visitors": 2,
+        "days": [
+            {"date": days[0], "hits": 1, "visitors": 1},
+            {"date": days[1], "hits": 0, "visitors": 0},
+            {"date": today, "hits": 2, "visitors": 1},
+        ],
+    }
+
+
+@pytest.mark.parametrize(
+    ("query", "count"), [("", 30), ("&days=1", 1), ("&days=365", 365)]
+)
+def test_the_number_of_days_is_chosen(desk: Desk, query: str, count: int) -> None:
+    answer = desk.client.simulate_get(f"/hits?page=/x{query}")
+    assert len(answer.json["days"]) == count
+
+
+@pytest.mark.parametrize(
+    "days", ["0", "366", "-1", "x", "1.5", "1e2", "\u0663", "999999"]
+)
+@pytest.mark.parametrize("path", ["/hits", "/hits/chart.svg"])
+def test_a_strange_number_of_days_is_refused(desk: Desk, path: str, days: str) -> None:
+    answer = desk.client.simulate_get(path, params={"page": "/", "days": days})
+    assert answer.status_code == 422
+    if path == "/hits":
+        assert answer.json["errors"][0]["field"] == "days"
+
+
+def test_an_unknown_page_has_no_hits(desk: Desk) -> None:
+    assert sums(desk, "/nowhere") == (0, 0)
+
+
+def test_the_shield_has_the_endpoint_schema(desk: Desk) -> None:
+    hit(desk, "/about")
+    answer = desk.client.simulate_get(
+        "/hits/shield", params={"page": "/about", "label": "views", "color": "green"}
+    )
+    assert answer.json == {
+        "schemaVersion": 1,
+        "label": "views",
+        "message": "1",
+        "color": "green",
+    }
+
+
+def test_the_chart_draws_a_bar_for_each_day(desk: Desk, clock: Clock) -> None:
+    hit(desk, "/a<b>")
+    clock.advance(DAY)
+    hit(desk, "/a<b>")
+    answer = desk.client.simulate_get(
+        "/hits/chart.svg", params={"page": "/a<b>", "days": "7"}
+    )
+    assert answer.headers["content-type"] == "image/svg+xml"
+    assert "2 hits by 2 visitors" in texts(answer.text)
+    bars = next(
+        path
+        for path in ElementTree.fromstring(answer.text).iter(f"{SVG}path")
+        if path.get("class") == "hits"
+    )
+    assert bars.get("d", "").count("M") == 2
+
+
+# --- who counts ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "agent",
+    [
+        "curl/8.5.0",
+        "python-requests/2.32.3",
+        "Wget/1.24",
+        "",
+        CHROME,
+        CHROME.replace("Chrome/", "HeadlessChrome/"),
+        "Mozilla/5.0 (Linux; Android 9; CUBOT_X18_Plus) Chrome/100.0 Mobile Safari/537",
+        "Mozilla/5.0 (Linux; Android 12; CUBOT P60) Chrome/100.0 Mobile Safari/537",
+    ],
+    ids=["curl", "requests", "wget", "none", "chrome", "headless", "cubot", "cubot2"],
+)
+def test_people_and_their_scripts_count(desk: Desk, agent: str) -> None:
+    assert hit(desk, agent=agent).json == {
+        "page": "/",
+        "hits": 1,
+        "visitors": 1,
+        "counted": True,
+    }
+
+
+@pytest.mark.parametrize(
+    "agent",
+    [
+        "Mozilla/5.0 (compatible; Googlebot/2.1; +http://www.google.com/bot.html)",
+        "Mozilla/5.0 (compatible; bingbot/2.0; +http://www.bing.com/bingbot.htm)",
+        "Mozilla/5.0 (compatible; YandexBot/3.0; +http://yandex.com/bots)",
+        "DuckDuckBot/1.1",
+        "facebookexternalhit/1.1",
+        "Twitterbot/1.0",
+        "Slackbot-LinkExpanding 1.0",
+        "Mozilla/5.0+(compatible; UptimeRobot/2.0; http://www.uptimerobot.com/)",
+        "Pingdom.com_bot_version_1.4",
+        "Mozilla/5.0 AppleWebKit (compatible; GPTBot/1.2; +https://openai.com/gptbot)",
+        "ClaudeBot/1.0; +claudebot@anthropic.com",
+        "CCBot/2.0",
+        "Baiduspider+(+http://www.baidu.com/search/spider.htm)",
+        "AhrefsBot/7.0",
+        f"{CHROME} Chrome-Lighthouse",
+        "Mediapartners-Google",
+        "Scrapy/2.11",
+    ],
+)
+def test_crawlers_and_monitors_do_not_count(desk: Desk, agent: str) -> None:
+    hit(desk)
+    for _ in range(2):
+        assert hit(desk, agent=agent).json == {
+            "page": "/",
+            "hits": 1,
+            "visitors": 1,
+            "counted": False,
+            "reason": "crawler",
+        }
+    for path in ("/hits.gif", "/hits.svg"):
+        answer = desk.client.simulate_get(
+            path, params={"page": "/"}, headers={"User-Agent": agent}
+        )
+        assert answer.status_code == 200
+    assert sums(desk) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("header", "value"),
+    [
+        ("Sec-Purpose", "prefetch"),
+        ("Sec-Purpose", "prefetch;prerender"),
+        ("Sec-Purpose", "Prefetch"),
+        ("Purpose", "prefetch"),
+        ("Purpose", "prerender"),
+        ("X-Moz", "prefetch"),
+    ],
+)
+def test_a_prefetch_does_not_count(desk: Desk, header: str, value: str) -> None:
+    answer = hit(desk, headers={header: value})
+    assert answer.json["counted"] is False
+    assert answer.json["reason"] == "prefetch"
+    assert sums(desk) == (0, 0)
+
+
+def test_a_visitor_is_counted_once_a_page_and_day(desk: Desk, clock: Clock) -> None:
+    def visit(page: str, address: str, agent: str = CHROME) -> int:
+        return hit(desk, page, agent, remote_addr=address).json["visitors"]
+
+    assert visit("/a", "203.0.113.1") == 1
+    assert visit("/a", "203.0.113.1") == 1
+    assert visit("/a", "203.0.113.2") == 2  # another address
+    assert visit("/a", "203.0.113.1", "Firefox") == 3  # another browser
+    assert visit("/b", "203.0.113.1") == 1  # another page
+    clock.advance(DAY)
+    assert visit("/a", "203.0.113.1") == 4  # another day
+    assert sums(desk, "/a") == (5, 4)
+
+
+def test_a_day_ends_at_midnight_utc(desk: Desk, clock: Clock) -> None:
+    hit(desk)
+    clock.advance(DAY / 2 - 1)
+    hit(desk)
+    clock.advance(1)
+    hit(desk)
+    days = read(desk, days=2).json["days"]
+    assert [(day["hits"], day["visitors"]) for day in days] == [(2, 1), (1, 1)]
+
+
+@pytest.mark.parametrize(
+    "agent",
+    [GITHUB_PROXY, "Mozilla/5.0 (via ggpht.com GoogleImageProxy)", "YahooMailProxy"],
+)
+def test_an_image_proxy_adds_hits_but_no_visitor(desk: Desk, agent: str) -> None:
+    hit(desk)
+    desk.client.simulate_get("/hits.svg?page=/", headers={"User-Agent": agent})
+    desk.client.simulate_get("/hits.gif?page=/", headers={"User-Agent": agent})
+    assert sums(desk) == (3, 1)
+
+
+# --- privacy ---------------------------------------------------------------------
+
+
+def salts() -> list[str]:
+    return sorted(row.name for row in Setting.select() if row.name.startswith("salt "))
+
+
+def test_each_day_has_its_salt_and_deletes_the_last(desk: Desk, clock: Clock) -> None:
+    hit(desk)
+    yesterday = models.day_of(clock())
+    salt = Setting.get_value(f"salt {yesterday}")
+    assert salts() == [f"salt {yesterday}"]
+    assert Visitor.select().count() == 1
+    clock.advance(DAY)
+    hit(desk, "/other")
+    today = models.day_of(clock())
+    assert salts() == [f"salt {today}"]
+    assert Setting.get_value(f"salt {today}") != salt
+    assert [row.day for row in Visitor.select()] == [today]
+    assert sums(desk) == (1, 1)  # the sums stay
+
+
+def test_the_daily_round_deletes_the_salt_without_any_hit(
+    desk: Desk, clock: Clock
+) -> None:
+    hit(desk)
+    yesterday = models.day_of(clock())
+    clock.advance(DAY)
+    desk.app.outbox.daily_round()
+    assert f"salt {yesterday}" not in salts()
+    assert Visitor.select().count() == 0
+
+
+def test_two_workers_share_the_salt(make_desk: Callable[..., Desk]) -> None:
+    assert hit(make_desk()).json["visitors"] == 1
+    assert hit(make_desk()).json["visitors"] == 1
+
+
+def test_the_database_holds_no_address_and_no_user_agent(
+    desk: Desk, database_url: str
+) -> None:
+    hit(desk, agent="Secret-Agent/7", remote_addr="198.51.100.23")
+    desk.client.simulate_get(
+        "/hits.gif?page=/", headers={"User-Agent": "Secret-Agent/7"}
+    )
+    everything = repr(
+        [
+            list(table.select().dicts())
+            for table in models.Table.__subclasses__()
+            if table.table_exists() and table is not models.Bucket
+        ]
+    )
+    assert "Secret" not in everything
+    assert "198.51.100" not in everything
+
+
+def test_no_answer_sets_a_cookie(desk: Desk) -> None:
+    for path in ("/hits.gif?page=/", "/hits.svg?page=/", "/hits?page=/"):
+        assert "set-cookie" not in desk.client.simulate_get(path).headers
+    assert "set-cookie" not in hit(desk).headers
+
+
+# --- bounds ----------------------------------------------------------------------
+
+
+def test_over_max_pages_new_pages_are_counted_together(
+    make_desk: Callable[..., Desk],
+) -> None:
+    desk = make_desk(max_pages=2)
+    assert [hit(desk, page).json["page"] for page in "abcd"] == [
+        *("/a", "/b"),
+        *("/(other)", "/(other)"),
+    ]
+    assert hit(desk, "/a").json == {
+        "page": "/a",
+        "hits": 2,
+        "visitors": 1,
+        "counted": True,
+    }
+    assert sums(desk, "/(other)")[0] == 2
+    assert sums(desk, "/c") == (0, 0)
+
+
+def test_a_client_adds_thirty_pages_an_hour(desk: Desk, clock: Clock) -> None:
+    pages = [hit(desk, f"/{n}").json["page"] for n in range(32)]
+    assert pages == [*(f"/{n}" for n in range(30)), "/(other)", "/(other)"]
+    assert hit(desk, "/0").json["page"] == "/0"  # known ones still count
+    other = hit(desk, "/new", remote_addr="203.0.113.9")
+    assert other.json["page"] == "/new"
+    clock.advance(3600)
+    assert hit(desk, "/31").json["page"] == "/31"
+
+
+def test_crawlers_add_no_pages(make_desk: Callable[..., Desk]) -> None:
+    desk = make_desk(max_pages=1)
+    hit(desk, "/crawled", agent="Googlebot/2.1")
+    assert hit(desk, "/mine").json["page"] == "/mine"
+
+
+def test_over_the_limit_json_says_that_it_did_not_count(
+    make_desk: Callable[..., Desk],
+) -> None:
+    desk = make_desk(hits_limit=(Window(1, 60),))
+    hit(desk)
+    answer = hit(desk)
+    assert answer.status_code == 429
+    assert answer.json["counted"] is False
+    assert answer.json["reason"] == "rate_limited"
+    assert answer.json["errors"][0]["code"] == "RATE_LIMITED"
+    assert int(answer.headers["retry-after"]) == 60
+    assert sums(desk) == (1, 1)
+    assert hit(desk, remote_addr="203.0.113.5").json["counted"] is True
+
+
+# --- an image request always gets an image ---------------------------------------
+
+
+def is_image(answer: Any) -> bool:
+    kind = answer.headers["content-type"]
+    if kind == "image/gif":
+        return bool(answer.content.startswith(b"GIF89a"))
+    return kind == "image/svg+xml" and bool(texts(answer.text))
+
+
+@pytest.mark.parametrize("path", ["/hits.gif", "/hits.svg"])
+@pytest.mark.parametrize(
+    ("agent", "status"), [(CHROME, 429), (GITHUB_PROXY, 200)], ids=["browser", "proxy"]
+)
+def test_over_the_limit_there_is_still_an_image(
+    make_desk: Callable[..., Desk], path: str, agent: str, status: int
+) -> None:
+    desk = make_desk(hits_limit=(Window(1, 60),))
+    for expected in (200, status):
+        answer = desk.client.simulate_get(
+            path, params={"page": "/"}, headers={"User-Agent": agent}
+        )
+        assert answer.status_code == expected
+        assert is_image(answer)
+        assert answer.headers["cache-control"] == "no-store"
+    assert sums(desk)[0] == 1
+
+
+@pytest.mark.parametrize("path", IMAGES)
+@pytest.mark.parametrize(
+    ("query", "agent", "status"),
+    [
+        ("", CHROME, 422),
+        ("page=%00", CHROME, 422),
+        ("page=%ff", CHROME, 200),
+        (f"page={'a' * 300}", CHROME, 422),
+        ("page=%00", GITHUB_PROXY, 200),
+    ],
+    ids=["no-page", "nul", "no-utf8", "long", "proxy"],
+)
+@pytest.mark.parametrize("accept", ["image/*", "text/html", "application/json"])
+def test_a_bad_request_gets_an_image_too(
+    desk: Desk, path: str, query: str, agent: str, status: int, accept: str
+) -> None:
+    answer = desk.client.simulate_get(
+        path, query_string=query, headers={"User-Agent": agent, "Accept": accept}
+    )
+    assert answer.status_code == status
+    assert is_image(answer)
+
+
+@pytest.mark.parametrize("path", IMAGES)
+def test_without_a_database_there_is_still_an_image(desk: Desk, path: str) -> None:
+    models.database.drop_tables([models.Page, models.Hit])
+    answer = desk.client.simulate_get(
+        path, params={"page": "/"}, headers={"User-Agent": CHROME}
+    )
+    assert answer.status_code == 503
+    assert is_image(answer)
+    through_a_proxy = desk.client.simulate_get(
+        path, params={"page": "/"}, headers={"User-Agent": GITHUB_PROXY}
+    )
+    assert through_a_proxy.status_code == 200
+    assert is_image(through_a_proxy)
+
+
+def test_a_beacon_may_carry_credentials_for_a_listed_origin(desk: Desk) -> None:
+    answer = hit(desk, headers={"Origin": "https://site.example"})
+    assert answer.headers["access-control-allow-origin"] == "https://site.example"
+    assert answer.headers["access-control-allow-credentials"] == "true"
+    refused = hit(desk, headers={"Origin": "https://evil.example"})
+    assert refused.status_code == 403
+    assert "access-control-allow-origin" not in refused.headers
+    assert sums(desk) == (1, 1)
+
+
+def test_large_counts_have_commas(desk: Desk) -> None:
+    hit(desk, "/about")
+    models.execute("UPDATE page SET hits = 1234567 WHERE page = ?", "/about")
+    badge = desk.client.simulate_get("/hits.svg?page=/about&count=false")
+    assert "hits: 1,234,567" in texts(badge.text)
+    shield = desk.client.simulate_get("/hits/shield?page=/about")
+    assert shield.json["message"] == "1,234,567"

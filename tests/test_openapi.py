@@ -1,0 +1,172 @@
+"""openapi.yaml is the truth: fuzzed from it, the service keeps all that it says."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Iterator
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, make_server
+
+import falcon.inspect
+import hypothesis
+import pytest
+import requests
+import schemathesis
+import yaml
+
+import forms
+import models
+from api import Frontdesk, create_app
+from mail import Links
+from settings import Settings, Window
+from tests.conftest import NOON, ROOT, TOKEN, Mailbox
+
+# make faults sets FRONTDESK_FULL.
+EXAMPLES = 2000 if os.environ.get("FRONTDESK_FULL") else 25
+PLENTY = (Window(10**6, 1),)
+KEY = "k" * 32
+OWNER = {"Authorization": f"Bearer {TOKEN}"}
+
+
+def load() -> Any:
+    return yaml.safe_load((ROOT / "openapi.yaml").read_text("utf-8"))
+
+
+class Ticking:
+    """A clock that is a minute later whenever it is read, so that no limit is met."""
+
+    def __init__(self) -> None:
+        self.now = NOON
+
+    def __call__(self) -> float:
+        self.now += 60
+        return self.now
+
+
+schema = schemathesis.openapi.from_dict(load())
+
+
+class Quiet(WSGIRequestHandler):
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def mailbox() -> Mailbox:
+    return Mailbox()
+
+
+@pytest.fixture(scope="module")
+def app(
+    mailbox: Mailbox, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Frontdesk]:
+    path = tmp_path_factory.mktemp("openapi") / "frontdesk.db"
+    url = f"sqlite:///{path}"
+    models.migrate(url, path)
+    settings = Settings(
+        database_url=url,
+        secret_keys=(KEY,),
+        contact_limit=PLENTY,
+        newsletter_limit=PLENTY,
+        hits_limit=PLENTY,
+        admin_token=TOKEN,
+    )
+    yield create_app(settings, clock=Ticking(), transport=mailbox)
+    models.close_database()
+
+
+@pytest.fixture(scope="module")
+def url(app: Frontdesk) -> Iterator[str]:
+    """The app on a local port, for clients that speak HTTP."""
+    with make_server("127.0.0.1", 0, app, handler_class=Quiet) as server:
+
+        def serve() -> None:
+            server.serve_forever()
+            models.database.close()  # this thread's own connection
+            models.limits.close()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+# What a schema sees of a text's length is not always what counts.
+BY_LENGTH = schemathesis.checks.CHECKS.get_by_names(
+    ["positive_data_acceptance", "negative_data_rejection"]
+)
+
+
+def lengths(value: Any) -> Iterator[tuple[int, int]]:
+    """Yield the length of each text in a body as it is sent, and as it counts."""
+    if isinstance(value, str):
+        yield len(value), len(" ".join(forms.clean(value).split()))
+    elif isinstance(value, list):
+        yield 0, len(", ".join(map(str, value)))
+    items = value.values() if isinstance(value, dict) else value
+    for item in items if isinstance(value, (dict, list)) else ():
+        yield from lengths(item)
+
+
+def debatable(body: Any) -> bool:
+    """Tell whether cleaning or joining brings a text to the other side of a limit."""
+    return any(
+        (sent > limit) != (counts > limit)
+        for sent, counts in lengths(body)
+        for limit in (200, 2000, 10_000)
+    )
+
+
+@schema.parametrize()
+@hypothesis.settings(
+    max_examples=EXAMPLES, deadline=None, derandomize=EXAMPLES < 100, database=None
+)
+def test_the_service_keeps_to_its_document(url: str, case: schemathesis.Case) -> None:
+    excluded = BY_LENGTH if debatable(case.body) else []
+    case.call_and_validate(base_url=url, headers=OWNER, excluded_checks=excluded)
+
+
+def test_every_route_is_in_the_document_and_every_path_in_the_app(
+    app: Frontdesk,
+) -> None:
+    routes = {
+        (route.path.replace(":path}", "}"), method.method)
+        for route in falcon.inspect.inspect_app(app).routes
+        for method in route.methods
+        if method.method not in ("HEAD", "OPTIONS") and not method.internal
+    }
+    verbs = ("get", "post", "put", "delete", "patch")
+    paths = {
+        (path, verb.upper())
+        for path, item in load()["paths"].items()
+        for verb in item
+        if verb in verbs
+    }
+    assert routes == paths
+
+
+@pytest.mark.parametrize("accept", ["application/json", "text/html"])
+@pytest.mark.parametrize("purpose", ["confirm", "unsubscribe", "not-me", "release"])
+def test_mailed_links_that_work_keep_to_the_document(
+    purpose: str, accept: str, app: Frontdesk, mailbox: Mailbox, url: str
+) -> None:
+    requests.post(f"{url}/newsletter", json={"email": f"{purpose}@{accept[:4]}.test"})
+    held = {"email": "a@b.test", "message": f"{purpose} {accept}", "_gotcha": "x"}
+    requests.post(f"{url}/contact", json=held)
+    app.outbox.drain()
+    if purpose == "release":
+        rows = requests.get(f"{url}/export/messages.json", headers=OWNER).json()
+        message = next(m for m in rows if m["message"] == held["message"])
+        token = Links((KEY,), url, Ticking()).token("release", message["id"])
+    else:
+        token = re.findall(rf"/{purpose}/(\S+)", mailbox.mails[-1]["TextPart"])[0]
+    prefix = "/release" if purpose == "release" else f"/newsletter/{purpose}"
+    for method in ("GET", "POST"):
+        operation = schema[f"{prefix}/{{token}}"][method]
+        case = operation.Case(path_parameters={"token": token})
+        answer = case.call(base_url=url, headers={"Accept": accept})
+        assert answer.status_code == 200
+        case.validate_response(answer)
