@@ -21,10 +21,32 @@ run: $(VENV)/run
 test: $(VENV)/dev
 	$(BIN)/python -m pytest --quiet --cov --cov-report=term --cov-fail-under=95
 
+# The fault tests at their full size, with their figures: an hour, on a quiet machine.
+faults: $(VENV)/dev
+	FRONTDESK_FULL=1 $(BIN)/python -m pytest --quiet -rP --show-capture=stdout tests/faults tests/test_openapi.py
+
+# The example site on http://localhost:8001, the service for it on http://localhost:8000.
+example: $(VENV)/run
+	-command -v npm >/dev/null && $(MAKE) --silent examples/portfolio/formspree.js
+	$(PYTHON) -m http.server --directory examples/portfolio 8001 & site=$$!; \
+	trap "kill $$site" EXIT INT TERM; ALLOWED_ORIGINS=http://localhost:8001 SITE_NAME="Mara Lind" \
+	$(BIN)/gunicorn --config gunicorn.conf.py
+
+examples/portfolio/formspree.js:
+	cd tests/browser && npm install --no-package-lock --ignore-scripts --silent
+	cp tests/browser/node_modules/@formspree/ajax/dist/global.js $@
+
+# A tick for each thing that works: make smoke URL=https://desk.example
+smoke:
+	$(PYTHON) smoke.py $(URL)
+
 check: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench:
+	$(PYTHON) bench/run.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

@@ -428,7 +428,7 @@ def _page_of(text: str) -> str:
     path = re.sub(r"^[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*", "", text.strip(" "))
     path = re.split(r"[?#]", path, maxsplit=1)[0]
     path = _normal_escapes(path)
-    if _ESCAPED_CONTROL.search(path):
+    if any(map(_is_control, text)) or _ESCAPED_CONTROL.search(path):
         raise _bad_page("TYPE_TEXT", "A page has no control characters.")
     path = "/" + re.sub("/{2,}", "/", path).strip("/")
     if len(path) > MAX_PAGE:
@@ -440,7 +440,6 @@ def _is_control(char: str) -> bool:
     return unicodedata.category(char) in ("Cc", "Cs")
 
 
-_CONTROL_ESCAPES = re.compile("%(?:[01][0-9A-F]|7F|C2%[89])")
 _ESCAPES = re.compile("(?:%[0-9A-Fa-f]{2})+|%")
 _ESCAPE = re.compile("(%[0-9A-F]{2})")
 _ESCAPED_CONTROL = re.compile("%(?:[01][0-9A-F]|7F|C2%[89]|ED%[AB])")  # and surrogates

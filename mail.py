@@ -182,7 +182,7 @@ class Composer:
             for m in messages
         ]
         # More than one day when the service slept (free dynos do).
-        first, last = day_of(messages[0].held_at), day_of(digested_at - DAY)
+        first, last = day_of(messages[0].received_at), day_of(digested_at - DAY)
         return self._mail(
             self._to,
             "mail-digest.txt",

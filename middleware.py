@@ -10,6 +10,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import falcon
@@ -145,6 +146,7 @@ class ClientAddress:
 TWO_LINES = "two lines"
 
 
+@lru_cache(maxsize=1024)
 def ip_address(text: str) -> str:
     """Return an IP address in its normal form, "" if it is none."""
     try:
@@ -165,6 +167,7 @@ def truncated(address: str) -> str:
     return _network(address, 24, 48)
 
 
+@lru_cache(maxsize=1024)
 def _network(address: str, bits4: int, bits6: int) -> str:
     bits = bits6 if ":" in address else bits4
     network = ipaddress.ip_network(f"{address}/{bits}", strict=False)

@@ -4,6 +4,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from hashlib import blake2b
 from string import punctuation
 
@@ -300,8 +301,8 @@ def _read(evidence: Evidence) -> Reading:
         prose=prose,
         words=len(_WORD.findall(prose)) if hosts else 0,
         disguised=next((word for word in words if _is_disguised(word)), "")[:40],
-        topics=_TOPICS.found_in(folded, starts),
-        pitches=_PITCHES.found_in(folded, starts),
+        topics=_phrases(TOPICS).found_in(folded, starts),
+        pitches=_phrases(PITCHES).found_in(folded, starts),
     )
 
 
@@ -355,5 +356,7 @@ class _Phrases:
         return [phrase for needle, phrase in near if needle in folded]
 
 
-_TOPICS = _Phrases(TOPICS)
-_PITCHES = _Phrases(PITCHES)
+@cache
+def _phrases(text: str) -> _Phrases:
+    """Prepare the phrases with the first message, not at start."""
+    return _Phrases(text)

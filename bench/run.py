@@ -68,7 +68,8 @@ class Contender:
 
     @property
     def folder(self) -> Path:
-        return VENVS / self.requirements.stem
+        shared = self.requirements.parent == CONTENDERS
+        return VENVS / (self.requirements.stem if shared else self.name)
 
     @property
     def node(self) -> bool:
@@ -701,6 +702,8 @@ def start(run: Run) -> None:
     """From spawn to the first 200, on an existing database and on none."""
     samples: dict[str, list[float]] = {}
     times = 3 if run.quick else 10
+    if reason := install(BARE):
+        raise Unfit(reason)
     with mailjet(401) as url, ExitStack() as stack:
         old = WORK / "existing.db"
         stack.callback(old.unlink, missing_ok=True)

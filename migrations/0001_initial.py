@@ -76,7 +76,7 @@ def up(migrator, db):
         kind = TextField()
         ref = TextField()
         created_at = DoubleField()
-        due_at = DoubleField(null=True, index=True)
+        due_at = DoubleField(null=True)
         attempts = IntegerField(default=0)
         lease = TextField(null=True)
         error = TextField(null=True)
@@ -126,6 +126,8 @@ def up(migrator, db):
         Visitor,
     ]
     db.create_tables(tables if sqlite else [*tables, Bucket])
+    # With both columns /health need not touch the rows.
+    db.execute_sql("CREATE INDEX delivery_due ON delivery (due_at, created_at)")
     # Few messages are held and few texts long enough to compare: partial indexes.
     db.execute_sql(
         "CREATE INDEX message_held ON message (held_at) WHERE held_at IS NOT NULL"

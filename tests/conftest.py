@@ -101,7 +101,7 @@ class Desk:
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """An empty database with the schema: a SQLite file, then Postgres."""
     if request.param == "postgres":
-        yield request.getfixturevalue("postgres").fresh_url()
+        yield request.getfixturevalue("postgres").emptied_url()
         return
     path = tmp_path / "frontdesk.db"
     shutil.copy(request.getfixturevalue("empty_sqlite"), path)
@@ -184,6 +184,7 @@ class Postgres:
         self.port = free_port()
         self.made = 0
         self.has_template = False
+        self.shared = ""
 
     def run(self, *command: str) -> None:
         # Postgres refuses to run as root.
@@ -235,6 +236,23 @@ class Postgres:
             self.made += 1
             connection.execute(f"CREATE DATABASE desk{self.made} TEMPLATE empty")
         return self.url(f"desk{self.made}")
+
+
+    def emptied_url(self) -> str:
+        """Return the URL of one shared database, emptied: faster than a new one."""
+        import psycopg
+
+        if not self.shared:
+            self.shared = self.fresh_url()
+        with psycopg.connect(self.shared, autocommit=True) as connection:
+            for (table,) in connection.execute(
+                "SELECT tablename FROM pg_tables WHERE schemaname = 'public' "
+                "AND tablename <> 'schema_migration'"
+            ).fetchall():
+                connection.execute(f"DELETE FROM {table}")
+            connection.execute("ALTER SEQUENCE delivery_id_seq RESTART")
+            connection.execute("INSERT INTO page VALUES ('/(other)', 0, 0)")
+        return self.shared
 
 
 @pytest.fixture(scope="session")

@@ -64,6 +64,8 @@ class StandIn:
             def respond(self) -> None:
                 length = int(self.headers.get("Content-Length") or 0)
                 raw = self.rfile.read(length)
+                if len(raw) < length:  # the client died meanwhile
+                    return
                 scheme, _, value = self.headers.get("Authorization", "").partition(" ")
                 key = base64.b64decode(value).decode() if scheme == "Basic" else ""
                 body = json.loads(raw) if raw else None

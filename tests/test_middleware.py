@@ -400,7 +400,7 @@ def test_a_request_is_one_line_without_what_was_sent(
     [
         ("GET", "/newsletter/confirm/t0ken", "/newsletter/confirm/{token}"),
         ("GET", "/release/t0ken?x=ada@example.com", "/release/{token}"),
-        ("DELETE", "/people/ada@example.com", "/people/{email}"),
+        ("DELETE", "/people/ada@example.com", "/people/{email:path}"),
         ("GET", "/ada@example.com", "-"),
     ],
 )
@@ -408,7 +408,7 @@ def test_the_log_names_the_template_and_not_the_path(
     desk: Desk, caplog: pytest.LogCaptureFixture, method: str, path: str, template: str
 ) -> None:
     caplog.set_level(logging.INFO)
-    ask(desk, method, path)
+    ask(desk, method, path, X_Request_ID="1")  # a made one may spell anything
     (line,) = caplog.messages
     assert line.startswith(f"{method} {template} 40")
     assert "t0ken" not in line and "ada" not in line
@@ -711,8 +711,7 @@ def test_forged_addresses_share_the_limit_of_their_sender(
 @pytest.mark.parametrize("header", ["SCRIPT_NAME", "Script-Name", "PATH_INFO"])
 def test_no_header_moves_the_path(behind_a_router: Server, header: str) -> None:
     head = head_of("/health", f"{header}: /health", method="GET")
-    answer = send(behind_a_router, head)
-    assert answer.startswith("HTTP/1.1 200 ")
+    assert '"database"' in send(behind_a_router, head)
 
 
 def test_the_servers_log_holds_no_address_query_or_token(

@@ -81,7 +81,7 @@ MIGRATIONS = sorted(path.stem for path in (ROOT / "migrations").glob("0*.py"))
 def test_processes_that_start_at_once_make_the_schema_once(
     kind: str, older: str | None, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    for number in range(size(4, 40)):
+    for number in range(size(2, 40)):
         if kind == "sqlite":
             url = f"sqlite:///{tmp_path}/{number}.db"
         else:

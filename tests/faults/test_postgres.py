@@ -131,9 +131,10 @@ def test_after_killed_backends_no_request_fails(
     machines: Callable[..., list[Server]], mailjet: StandIn, database_url: str
 ) -> None:
     server, other = machines(**NO_LIMITS)
-    killed = 0
+    killed = rounds = 0
     ids = []
-    while killed < size(10, 50):
+    while killed < size(20, 50) or rounds < 3:
+        rounds += 1
         with ThreadPoolExecutor(8) as pool:
             answers = pool.map(lambda _: call(server, "POST", *contact()), range(16))
             for status, _, body in answers:
