@@ -47,7 +47,9 @@ StorageError: tuple[type[Exception], ...] = (DatabaseError, InterfaceError)
 DAY = 86400
 DUPLICATE_BODY_SECONDS = 600
 IDEMPOTENCY_SECONDS = DAY
-HELD_PER_HOUR = 100
+# Of all clients together: a flood must fill neither the disk nor the mail quota.
+HELD_PER_HOUR = 100  # long ones count more
+DOUBTFUL_PER_HOUR = 50
 CONFIRM_HOURLY = 3600
 CONFIRM_WINDOW = 30 * DAY
 CONFIRM_PER_WINDOW = 3
@@ -334,16 +336,16 @@ class Tally(Table):
         primary_key = CompositeKey("name", "period")
 
     @staticmethod
-    def take(name: str, period: str, ceiling: int) -> bool:
-        """Count one more unless the ceiling is reached; call it within write()."""
-        if ceiling < 1:
+    def take(name: str, period: str, ceiling: int, n: int = 1) -> bool:
+        """Count n more unless that passes the ceiling; call it within write()."""
+        if n > ceiling:
             return False
         sql = (
-            "INSERT INTO tally (name, period, n) VALUES (?, ?, 1) "
-            "ON CONFLICT (name, period) DO UPDATE SET n = tally.n + 1 "
-            "WHERE tally.n < ? RETURNING n"
+            "INSERT INTO tally (name, period, n) VALUES (?, ?, ?) "
+            "ON CONFLICT (name, period) DO UPDATE SET n = tally.n + excluded.n "
+            "WHERE tally.n + excluded.n <= ? RETURNING n"
         )
-        return execute(sql, name, period, ceiling).fetchone() is not None
+        return execute(sql, name, period, n, ceiling).fetchone() is not None
 
     @classmethod
     def count(cls, name: str, first: str, last: str) -> int:
@@ -377,6 +379,24 @@ class Receipt(Table):
                 "SELECT message_id FROM receipt WHERE key = ?", key
             ).fetchone()
         return str(row[0])
+
+    @classmethod
+    def claim_all(
+        cls, body_key: str, idempotency_key: str | None, message_id: str, now: float
+    ) -> str:
+        """Return the message that a submission belongs to, this one if it is new."""
+        keyed = (
+            cls.claim(idempotency_key, message_id, now, IDEMPOTENCY_SECONDS)
+            if (idempotency_key)
+            else message_id
+        )
+        if keyed != message_id:
+            return keyed
+        owner = cls.claim(body_key, message_id, now, DUPLICATE_BODY_SECONDS)
+        if idempotency_key and owner != message_id:
+            sql = "UPDATE receipt SET message_id = ? WHERE key = ?"
+            execute(sql, owner, idempotency_key)
+        return owner
 
 
 # --- messages --------------------------------------------------------------------
@@ -416,38 +436,32 @@ class Message(Table):
         """Store a message and its outgoing mail, once, and return its id.
 
         The same body_key within 10 minutes or idempotency_key within a day finds the
-        first message again. A held one gets no mail; over the hourly ceiling it is
-        only counted.
+        first message again. A held one gets no mail; over the hourly ceilings a
+        doubtful one is held too, and a held one only counted.
         """
         message_id = new_id(now)
+        hour, doubtful = hour_of(now), values["doubtful"]
         row = {
             **values,
             "id": message_id,
             "received_at": now,
             "fields": json.dumps(values["fields"], ensure_ascii=False),
             "spam_reasons": json.dumps(values["spam_reasons"], ensure_ascii=False),
-            "held_at": now if held else None,
         }
+        weight = 1 + (len(row["message"]) + len(row["fields"])) // 4096
 
         def job() -> str:
-            if held and not Tally.take("held", hour_of(now), HELD_PER_HOUR):
-                Tally.take("held, not stored", day_of(now), UNLIMITED)
-                return message_id
-            if idempotency_key:
-                owner = Receipt.claim(
-                    idempotency_key, message_id, now, IDEMPOTENCY_SECONDS
-                )
-                if owner != message_id:
-                    return owner
-            owner = Receipt.claim(body_key, message_id, now, DUPLICATE_BODY_SECONDS)
+            owner = Receipt.claim_all(body_key, idempotency_key, message_id, now)
             if owner != message_id:
-                if idempotency_key:
-                    sql = "UPDATE receipt SET message_id = ? WHERE key = ?"
-                    execute(sql, owner, idempotency_key)
                 return owner
-            insert("message", row)
-            if not held:
+            flood = doubtful and not Tally.take("doubtful", hour, DOUBTFUL_PER_HOUR)
+            if not (held or flood):
+                insert("message", row)
                 Delivery.add("contact", message_id, now)
+            elif Tally.take("held", hour, HELD_PER_HOUR, weight):
+                insert("message", {**row, "doubtful": False, "held_at": now})
+            else:
+                Tally.take("held, not stored", day_of(now), UNLIMITED)
             return message_id
 
         return str(write(job))
@@ -585,6 +599,8 @@ class Subscriber(Table):
     ) -> None:
         """Sign an address up: write a confirmation mail unless it had its share.
 
+        What else was typed is kept with a mail only: without one nothing can follow.
+
         A confirmed address stays as it is. The same statements run whatever is known
         of the address, so that the time of the answer does not tell; only a mail costs
         two more, and nobody can measure that more often than once an hour.
@@ -595,8 +611,7 @@ class Subscriber(Table):
             "mailbox": mailbox,
             "cycle": secrets.token_hex(4),
             "email": email,
-            "name": name,
-            "page": page,
+            "page": "",
             "client": client,
             "wording": CONSENT,
             "asked_at": now,

@@ -132,5 +132,7 @@ def up(migrator, db):
     db.execute_sql(
         "CREATE INDEX message_held ON message (held_at) WHERE held_at IS NOT NULL"
     )
-    db.execute_sql("CREATE INDEX message_echo ON message (echo) WHERE echo <> ''")
+    db.execute_sql(
+        "CREATE INDEX message_echo ON message (echo, received_at) WHERE echo <> ''"
+    )
     db.execute_sql("INSERT INTO page (page, hits, visitors) VALUES ('/(other)', 0, 0)")

@@ -103,7 +103,11 @@ class Site:
             def log_message(self, *args: object) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        class Server(ThreadingHTTPServer):
+            def handle_error(self, *args: object) -> None:
+                pass  # a tab that was closed meanwhile
+
+        self._server = Server(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         # Another host than the service's "localhost": cross-site, as in real life.
         self.url = f"http://127.0.0.1:{self._server.server_port}"
