@@ -385,13 +385,10 @@ class Receipt(Table):
         cls, body_key: str, idempotency_key: str | None, message_id: str, now: float
     ) -> str:
         """Return the message that a submission belongs to, this one if it is new."""
-        keyed = (
-            cls.claim(idempotency_key, message_id, now, IDEMPOTENCY_SECONDS)
-            if (idempotency_key)
-            else message_id
-        )
-        if keyed != message_id:
-            return keyed
+        if idempotency_key:
+            owner = cls.claim(idempotency_key, message_id, now, IDEMPOTENCY_SECONDS)
+            if owner != message_id:
+                return owner
         owner = cls.claim(body_key, message_id, now, DUPLICATE_BODY_SECONDS)
         if idempotency_key and owner != message_id:
             sql = "UPDATE receipt SET message_id = ? WHERE key = ?"
