@@ -130,12 +130,17 @@ def migrate(url: str, sqlite_path: Path | None) -> None:
         Runner(db, directory).up()
         db.close()
         with suppress(*StorageError):  # without it, nobody is limited
-            limits_db = _limits_database(sqlite_path)
-            limits_db.execute_sql(
-                "CREATE TABLE IF NOT EXISTS bucket "
-                "(key TEXT PRIMARY KEY, tat INTEGER NOT NULL) WITHOUT ROWID"
-            )
-            limits_db.close()
+            make_limits(sqlite_path)
+
+
+def make_limits(sqlite_path: Path) -> None:
+    """Make the rate limits' own file; again is harmless."""
+    limits_db = _limits_database(sqlite_path)
+    limits_db.execute_sql(
+        "CREATE TABLE IF NOT EXISTS bucket "
+        "(key TEXT PRIMARY KEY, tat INTEGER NOT NULL) WITHOUT ROWID"
+    )
+    limits_db.close()
 
 
 def open_database(url: str, sqlite_path: Path | None, threads: int) -> None:

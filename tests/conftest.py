@@ -28,6 +28,7 @@ from tests.standin import StandIn
 
 ROOT = Path(__file__).parent.parent
 NOON = 1_800_000_000.0 - 1_800_000_000.0 % 86400 + 43200  # of some day, UTC
+MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 TOKEN = "the-owner's-admin-token"
 
 
@@ -103,12 +104,14 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
     if request.param == "postgres":
         yield request.getfixturevalue("postgres").emptied_url()
         return
-    path = tmp_path / "frontdesk.db"
-    shutil.copy(request.getfixturevalue("empty_sqlite"), path)
-    delete_limits(path)
-    models.migrate(f"sqlite:///{path}", path)  # makes the rate limits' own file
-    yield f"sqlite:///{path}"
-    delete_limits(path)
+    # In memory where that can be: these tests are not about the disk.
+    with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
+        path = Path(folder) / "frontdesk.db"
+        shutil.copy(request.getfixturevalue("empty_sqlite"), path)
+        delete_limits(path)
+        models.make_limits(path)
+        yield f"sqlite:///{path}"
+        delete_limits(path)
 
 
 def delete_limits(path: Path) -> None:

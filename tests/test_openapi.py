@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import threading
@@ -91,7 +92,19 @@ def app(
 @pytest.fixture(scope="module")
 def url(app: Frontdesk) -> Iterator[str]:
     """The app on a local port, for clients that speak HTTP."""
-    with make_server("127.0.0.1", 0, app, handler_class=Quiet) as server:
+
+    def unchunked(environ: dict[str, Any], start_response: Any) -> Any:
+        # The standard library's server does not know chunked bodies.
+        if environ.get("HTTP_TRANSFER_ENCODING") == "chunked":
+            stream, body, size = environ["wsgi.input"], b"", -1
+            while size:
+                size = int(stream.readline(), 16)
+                body += stream.read(size)
+                stream.readline()
+            environ["wsgi.input"] = io.BytesIO(body)
+        return app(environ, start_response)
+
+    with make_server("127.0.0.1", 0, unchunked, handler_class=Quiet) as server:
 
         def serve() -> None:
             server.serve_forever()
