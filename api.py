@@ -585,7 +585,9 @@ def _content(contact: ContactForm) -> str:
 
 def _session_data(req: Request, now: float) -> tuple[float | None, bool]:
     """Return what Formspree's clients tell: seconds on the page, automated or not."""
-    header = req.get_header("Formspree-Session-Data") or ""
+    header = req.get_header("Formspree-Session-Data")
+    if not header:
+        return None, False
     try:
         data = json.loads(base64.b64decode(header))
         loaded_at = data.get("loadedAt")

@@ -472,18 +472,18 @@ class Message(Table):
     def echoes(cls, echo: str, client: str, now: float) -> int:
         """Count the other clients that sent a near-identical text in the last day.
 
-        Of a flood only the first 200 are looked at: counting all would take longer
+        Of a flood only the newest 20 are looked at: counting all would take longer
         with each. The partial index wants its condition said again.
         """
         if not echo:
             return 0
         row = execute(
             "SELECT count(DISTINCT client) FROM (SELECT client FROM message "
-            "WHERE echo = ? AND echo <> '' AND client <> ? AND received_at > ? "
-            "LIMIT 200) AS seen",
+            "WHERE echo = ? AND echo <> '' AND received_at > ? "
+            "ORDER BY received_at DESC LIMIT 20) AS seen WHERE client <> ?",
             echo,
-            client,
             now - DAY,
+            client,
         ).fetchone()
         return int(row[0])
 

@@ -154,6 +154,7 @@ _NAME_LINK = re.compile(r"https?://|\bwww\.|\w\.[a-z]{2,12}/", re.I)
 _MARKUP = re.compile(r"<a\s[^<>]{0,99}href|\[(?:url|link|img)[=\]]", re.I)
 _CJK = "\u3040-\u30ff\u3400-\u9fff"  # written without spaces: two characters a word
 _WORD = re.compile(rf"[^\W{_CJK}]+|[{_CJK}]{{1,2}}")
+_DIGITS = re.compile(r"\d+")
 _GAP = re.compile(r"[\W_]+")
 _PUNCTUATION = str.maketrans(dict.fromkeys(punctuation, " "))
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060-\u2064\ufeff]")
@@ -279,8 +280,7 @@ def score(evidence: Evidence) -> tuple[int, list[str]]:
 def fingerprint(text: str) -> str:
     """Return a digest that near-identical texts share, or "" for a short text."""
     body = _LINK.sub(" ", _GREETING.sub(" ", text[:READ]))
-    letters = "".join(c for c in _fold(body) if not c.isdigit())
-    words = _WORD.findall(letters)
+    words = _WORD.findall(_DIGITS.sub("", _fold(body)))
     if len(words) < 10:  # honest people write the same few words too
         return ""
     return blake2b("".join(words).encode("utf-8", "replace"), digest_size=8).hexdigest()

@@ -663,7 +663,7 @@ def test_a_flood_of_one_text_is_not_counted_to_its_end(desk: Desk) -> None:
             idempotency_key=None,
             now=desk.clock(),
         )
-    assert models.Message.echoes("abc", "192.0.2.0", desk.clock()) == 200
+    assert models.Message.echoes("abc", "192.0.2.0", desk.clock()) == 20
 
 
 def test_a_flood_of_doubtful_json_is_held_beyond_its_ceiling(desk: Desk) -> None:
