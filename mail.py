@@ -455,7 +455,8 @@ class Outbox:
 
     def nudge(self) -> None:
         """Say that something may be due."""
-        self._wake.set()
+        if self._clock() >= self.paused_until:
+            self._wake.set()
 
     def start(self) -> None:
         """Start delivering in the background."""
