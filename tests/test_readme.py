@@ -1,0 +1,61 @@
+"""The README is what a new user types: its lines must work as they stand."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, TOKEN, Server
+
+README = (ROOT / "README.md").read_text()
+API = README.partition("## The API in curl")[2].partition("\n## ")[0]
+BLOCKS = re.findall(r"```sh\n(.*?)```", API, re.DOTALL)
+
+
+def test_it_is_short() -> None:
+    assert README.count("\n") <= 150
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
+def test_every_curl_line_works(serve: Callable[..., Server], tmp_path: Path) -> None:
+    server = serve(ADMIN_TOKEN=TOKEN)
+    lines = "".join(BLOCKS).replace("URL=http://localhost:8000", f"URL={server.url}")
+    assert lines.count("curl") >= 15
+    # -f: an error status is a failure; each answer on a line of its own.
+    script = f'set -e\ncurl() {{ command curl -fsS "$@"; echo; }}\n{lines}'
+    run = subprocess.run(
+        ["bash", "-c", script],
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"], "ADMIN_TOKEN": TOKEN},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert run.returncode == 0, run.stderr
+    assert '"database": "ok"' in run.stdout
+    assert '"counted": true' in run.stdout
+    assert '"messages": 2' in run.stdout  # erased by the last line
+    assert (tmp_path / "backup.sqlite3").read_bytes().startswith(b"SQLite format 3")
+
+
+def test_the_welcome_page_shows_the_same_contact_form(
+    serve: Callable[..., Server],
+) -> None:
+    server = serve(PUBLIC_URL="https://desk.example")
+    page = subprocess.run(
+        ["curl", "-s", "-H", "Accept: text/html", server.url],
+        capture_output=True,
+        text=True,
+    ).stdout
+    form = re.search(
+        r'<form action="https://desk.example/contact".*?</form>', README, re.S
+    )
+    assert form is not None
+    shown = page.replace("&lt;", "<").replace("&gt;", ">").replace("&#34;", '"')
+    assert form[0] in shown
