@@ -841,7 +841,9 @@ class Counter:
         if not named:
             named = req.get_header("Referer") or ""
             if origin_of(named) is None:
-                raise forms.missing_page()
+                raise forms.wrong(
+                    "page", "REQUIRED_FIELD_MISSING", "Please name the page to count."
+                )
         return forms.page_of(named)
 
     def count(self, req: Request, page: str) -> dict[str, Any]:
@@ -876,12 +878,7 @@ def _days(req: Request) -> int:
     """Return days= from 1 to 365; raises Rejected (422)."""
     text = req.get_param("days", default="30")
     if not re.fullmatch("[0-9]{1,3}", text) or not 1 <= int(text) <= 365:
-        problem: forms.Error = {
-            "code": "TYPE_TEXT",
-            "field": "days",
-            "message": "days is a whole number from 1 to 365.",
-        }
-        raise Rejected(falcon.HTTP_422, [problem])
+        raise forms.wrong("days", "TYPE_TEXT", "days is a whole number from 1 to 365.")
     return int(text)
 
 

@@ -125,6 +125,8 @@ def read_page(req: Request) -> str | None:
         if kind == "text/plain" and not body.lstrip().startswith(b"{"):
             return body.decode()
         value = dict(_pairs(kind, body, req.content_type or "")).get("page")
+        if value is FILE:
+            raise _no_files({})
         return None if value is None else _text_of("page", value, str)
 
 
@@ -185,8 +187,7 @@ def _flat(pairs: Iterable[tuple[str, Any]]) -> dict[str, str]:
             texts = (values.get(name, ""), text)
             values[name] = ", ".join(filter(None, texts))
     if files:
-        problem = _error("NO_FILE_UPLOADS", "Files are not accepted here.")
-        raise Rejected(falcon.HTTP_422, [problem], values=values)
+        raise _no_files(values)
     return values
 
 
@@ -261,7 +262,7 @@ def contact(values: Mapping[str, str]) -> Contact:
     text = check.required(text_name, "Please write a message.", 10_000)
     name = check.name()
     subject = check.line(SUBJECT, 200)
-    extra = check.others({text_name, *check.used})
+    extra = check.others()
     check.done()
     return Contact(
         email, text, name, subject, check.first(NEXT), extra, check.honeypot()
@@ -341,14 +342,15 @@ class _Check:
                 break
         return value
 
-    def others(self, used: set[str]) -> dict[str, str]:
-        """Return all other fields: a second address or text is not lost either."""
+    def others(self) -> dict[str, str]:
+        """Return what was not used: a second address or text is not lost either."""
         kept = {}
-        taken = {self.values.get(name) for name in used}
+        taken = {self.values.get(name) for name in self.used}
         for name, value in self.values.items():
             service = name in LEFTOVERS or name in NEXT or name in HONEYPOTS
             repeated = name in KNOWN and (not value or value in taken)
-            if name in used or service or name in (PROOF, FROM) or repeated:
+            ours = name in self.used or name in (PROOF, FROM)
+            if ours or service or repeated:
                 continue
             kept[name] = value
             if len(name) > 100 or len(value) > 2000:
@@ -419,7 +421,7 @@ def page_of(text: str) -> str:
     Raises Rejected (422) for control characters and over 200 characters.
     """
     if len(text) > 4096:
-        raise _bad_page("TOO_LONG", f"A page has at most {MAX_PAGE} characters.")
+        raise wrong("page", "TOO_LONG", f"A page has at most {MAX_PAGE} characters.")
     return _page_of(text)
 
 
@@ -429,10 +431,10 @@ def _page_of(text: str) -> str:
     path = re.split(r"[?#]", path, maxsplit=1)[0]
     path = _normal_escapes(path)
     if any(map(_is_control, text)) or _ESCAPED_CONTROL.search(path):
-        raise _bad_page("TYPE_TEXT", "A page has no control characters.")
+        raise wrong("page", "TYPE_TEXT", "A page has no control characters.")
     path = "/" + re.sub("/{2,}", "/", path).strip("/")
     if len(path) > MAX_PAGE:
-        raise _bad_page("TOO_LONG", f"A page has at most {MAX_PAGE} characters.")
+        raise wrong("page", "TOO_LONG", f"A page has at most {MAX_PAGE} characters.")
     return path
 
 
@@ -492,14 +494,15 @@ def _error(code: str, message: str, name: str | None = None) -> Error:
     return {"code": code, "field": name, "message": message}
 
 
-def missing_page() -> Rejected:
-    """Return the error for a hit that names no page, nor does its Referer."""
-    return _bad_page("REQUIRED_FIELD_MISSING", "Please name the page to count.")
+def wrong(name: str, code: str, message: str) -> Rejected:
+    """Return the exception of one field that is not as it must be."""
+    problem: Error = {"code": code, "field": name, "message": message}
+    return Rejected(falcon.HTTP_422, [problem])
 
 
-def _bad_page(code: str, message: str) -> Rejected:
-    error: Error = {"code": code, "field": "page", "message": message}
-    return Rejected(falcon.HTTP_422, [error])
+def _no_files(values: Mapping[str, str]) -> Rejected:
+    problem = _error("NO_FILE_UPLOADS", "Files are not accepted here.")
+    return Rejected(falcon.HTTP_422, [problem], values=values)
 
 
 def _malformed(message: str = "The body could not be read.") -> Rejected:

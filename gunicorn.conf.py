@@ -170,8 +170,7 @@ def post_worker_init(worker):
     logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s")
     # Nobody reads these of a record (see "Optimization" in logging's documentation).
     logging._srcfile = None
-    logging.logThreads = logging.logProcesses = logging.logAsyncioTasks = False
-    logging.logMultiprocessing = False
+    logging.logThreads = logging.logMultiprocessing = logging.logAsyncioTasks = False
     worker.wsgi.outbox.start()
 
 

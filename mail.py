@@ -336,7 +336,7 @@ class Mailjet:
 
     def check(self, settings: Settings) -> Iterator[tuple[str, bool, str]]:
         """Ask Mailjet about the keys, the sender and the list."""
-        sender = settings.mail_from.email if settings.mail_from else ""
+        sender = (settings.mail_from.email if settings.mail_from else "").lower()
         try:
             rows = self._ask("sender", limit=1000)
         except KeysRefused:
@@ -349,7 +349,7 @@ class Mailjet:
         domain = sender.rpartition("@")[2]
         good = any(
             row.get("Status") == "Active"
-            and str(row.get("Email", "")).lower() in (sender.lower(), f"*@{domain}")
+            and str(row.get("Email", "")).lower() in (sender, f"*@{domain}")
             for row in rows
         )
         yield (

@@ -276,6 +276,11 @@ class Owner:
             return
         if self._token is None:
             raise falcon.HTTPNotFound
+        site = req.get_header("Sec-Fetch-Site")
+        if req.method == "POST" and site in ("cross-site", "same-site"):
+            # A browser that once gave the token as a password gives it to every form.
+            message = "Another site's page cannot do this."
+            raise error(falcon.HTTP_403, "BLOCKED", message)
         client = req.context.client
         verdict = self._limits.take("admin", client, spend=False)
         if verdict is not None and not verdict.allowed:

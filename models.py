@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import secrets
+import sqlite3
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -42,7 +43,13 @@ log = logging.getLogger("frontdesk")
 T = TypeVar("T")
 
 # What a database that is full, gone or broken raises.
-StorageError: tuple[type[Exception], ...] = (DatabaseError, InterfaceError)
+# (sqlite3's own: an INSERT with RETURNING commits while its row is fetched, which
+# peewee does not translate.)
+StorageError: tuple[type[Exception], ...] = (
+    DatabaseError,
+    InterfaceError,
+    sqlite3.Error,
+)
 
 DAY = 86400
 DUPLICATE_BODY_SECONDS = 600
@@ -201,17 +208,20 @@ def execute(sql: str, *params: object) -> Any:
     return database.execute_sql(sql, params)
 
 
-def insert(table: str, row: Mapping[str, object], or_ignore: bool = False) -> bool:
-    """Insert one row without the query builder's cost; tell whether it is new."""
-    sql = _insert_sql(table, tuple(row), or_ignore)
+IGNORE = "ON CONFLICT DO NOTHING"
+
+
+def insert(table: str, row: Mapping[str, object], conflict: str = "") -> bool:
+    """Insert one row without the query builder's cost; tell whether one was written."""
+    sql = _insert_sql(table, tuple(row), conflict)
     return bool(execute(sql, *row.values()).rowcount)
 
 
 @cache
-def _insert_sql(table: str, columns: tuple[str, ...], or_ignore: bool) -> str:
+def _insert_sql(table: str, columns: tuple[str, ...], conflict: str) -> str:
     marks = ", ".join("?" * len(columns))
-    sql = f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks})"  # noqa: S608
-    return sql + " ON CONFLICT DO NOTHING" if or_ignore else sql
+    names = ", ".join(columns)
+    return f"INSERT INTO {table} ({names}) VALUES ({marks}) {conflict}"  # noqa: S608
 
 
 def database_size() -> int:
@@ -269,25 +279,24 @@ class GroupCommit:
             batch, self._queue = self._queue, []
         if own not in batch:  # a leader died with it
             batch.append(own)
-        try:
-            self._run(batch)
-        except Exception as error:
-            own.error = error if len(batch) == 1 else None
-            for job in batch if len(batch) > 1 else []:
-                self._run_alone(job)
+        self._run(batch)
         for job in batch:
             job.done = True
 
-    def _run_alone(self, job: _Job) -> None:
-        try:
-            self._run([job])
-        except Exception as error:
-            job.error = error
-
     def _run(self, batch: list[_Job]) -> None:
-        with self._db.atomic():
+        began = False
+        try:
+            with self._db.atomic():
+                began = True
+                for job in batch:
+                    job.result = job.work()
+        except Exception as error:
             for job in batch:
-                job.result = job.work()
+                # Where nothing could begin, waiting once has been enough for all.
+                if began and len(batch) > 1:
+                    self._run([job])
+                else:
+                    job.error = error
 
 
 def _write_apart(work: Callable[[], Any]) -> Any:
@@ -318,7 +327,7 @@ class Setting(Table):
         """Return a setting's value, storing this one when there is none yet."""
 
         def job() -> str:
-            insert("setting", {"name": name, "value": value}, or_ignore=True)
+            insert("setting", {"name": name, "value": value}, conflict=IGNORE)
             return str(cls.get_value(name))
 
         return cls.get_value(name) or str(write(job))
@@ -374,15 +383,14 @@ class Receipt(Table):
         """Return the message that owns the key, this one if none does yet."""
         sql = (
             "INSERT INTO receipt (key, message_id, expires_at) VALUES (?, ?, ?) "
-            "ON CONFLICT (key) DO UPDATE SET message_id = excluded.message_id, "
-            "expires_at = excluded.expires_at WHERE receipt.expires_at <= ? "
+            "ON CONFLICT (key) DO UPDATE SET "
+            "message_id = CASE WHEN receipt.expires_at <= ? "
+            "THEN excluded.message_id ELSE receipt.message_id END, "
+            "expires_at = CASE WHEN receipt.expires_at <= ? "
+            "THEN excluded.expires_at ELSE receipt.expires_at END "
             "RETURNING message_id"
         )
-        row = execute(sql, key, message_id, now + seconds, now).fetchone()
-        if row is None:
-            row = execute(
-                "SELECT message_id FROM receipt WHERE key = ?", key
-            ).fetchone()
+        row = execute(sql, key, message_id, now + seconds, now, now).fetchone()
         return str(row[0])
 
     @classmethod
@@ -621,7 +629,9 @@ class Subscriber(Table):
         }
 
         def job() -> None:
-            insert("subscriber", new, or_ignore=True)
+            # Writing the row, new or not, locks it on Postgres.
+            touch = "ON CONFLICT (mailbox) DO UPDATE SET mailbox = excluded.mailbox"
+            insert("subscriber", new, conflict=touch)
             row = cls._locked("mailbox", mailbox)
             may_ask = row.status != "confirmed" and row.refused_at is None
             if may_ask and row._mail_again(now, mails_per_day):
@@ -816,10 +826,7 @@ class Delivery(Table):
             columns = ("id", "kind", "ref", "created_at", "attempts")
             return cls(lease=lease, **dict(zip(columns, row, strict=True)))
 
-        while True:
-            claimed: Delivery | None = write(job)
-            if claimed is not None or not cls.is_due(now):
-                return claimed
+        return write(job)  # type: ignore[no-any-return]
 
     @classmethod
     def is_due(cls, now: float) -> bool:
@@ -900,7 +907,7 @@ class Page(Table):
 
         def job() -> bool:
             row = {"page": page, "hits": 0, "visitors": 0}
-            if not insert("page", row, or_ignore=True):  # somebody was faster
+            if not insert("page", row, conflict=IGNORE):  # somebody was faster
                 return True
             if Tally.take("pages", "", max_pages):
                 return True
@@ -935,7 +942,7 @@ class Hit(Table):
             new = 0
             if visitor is not None:
                 row = {"day": day, "hash": visitor}
-                new = int(insert("visitor", row, or_ignore=True))
+                new = int(insert("visitor", row, conflict=IGNORE))
             totals = execute(
                 "UPDATE page SET hits = hits + 1, visitors = visitors + ? "
                 "WHERE page = ? RETURNING hits, visitors",
@@ -1270,11 +1277,10 @@ def clean_up(now: float, retention_days: int) -> None:
             )
             old = (Message.id < oldest) & Message.id.not_in(waiting)
             Message.delete().where(old).execute()
-        # A dead list change would keep the address of somebody who left.
+        # A dead one was shown for a month; of a list change it would keep the address
+        # of somebody who left.
         Delivery.delete().where(
-            Delivery.kind == "list",
-            Delivery.due_at.is_null(),
-            Delivery.created_at < now - PENDING_SECONDS,
+            Delivery.due_at.is_null(), Delivery.created_at < now - PENDING_SECONDS
         ).execute()
 
     write(job)

@@ -3,7 +3,7 @@
     python move.py sqlite:///frontdesk.db postgres://user:password@host/name
 
 Stop the service first, start it with the new DATABASE_URL afterwards. The source is
-only read. All is copied in one transaction, or nothing; links mailed before work on.
+not changed. All is copied in one transaction, or nothing; links mailed before work on.
 """
 
 from __future__ import annotations
@@ -40,7 +40,10 @@ def move(source_url: str, target_url: str) -> dict[str, int]:
 
     Raises MoveError when the target is not empty, or has other counts afterwards.
     """
-    models.migrate(source_url, sqlite_path(source_url))  # the same schema on both sides
+    path = sqlite_path(source_url)
+    if path is not None and not path.exists():
+        raise MoveError(f"there is no {path}")
+    models.migrate(source_url, path)  # the same schema on both sides
     models.migrate(target_url, sqlite_path(target_url))
     source, target = (
         models.connect(url, sqlite_path(url), threads=1)

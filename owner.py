@@ -177,12 +177,8 @@ class People:
         """Erase messages and subscription."""
         address = forms.valid_email(email)
         if address is None:
-            problem: forms.Error = {
-                "code": "TYPE_EMAIL",
-                "field": "email",
-                "message": "This is not a valid e-mail address.",
-            }
-            raise forms.Rejected(falcon.HTTP_422, [problem])
+            message = "This is not a valid e-mail address."
+            raise forms.wrong("email", "TYPE_EMAIL", message)
         messages, subscribers = models.erase(address, self._clock(), self._sync)
         self._outbox.nudge()
         resp.media = {
@@ -271,8 +267,12 @@ class Doctor:
         found: list[Check] = []
 
         def ask() -> None:
-            for check in self._transport.check(self._settings):
-                found.append(check)
+            try:
+                for check in self._transport.check(self._settings):
+                    found.append(check)
+            except Exception as error:  # in a thread, nobody else would tell
+                trouble = f"Mailjet could not be asked: {type(error).__name__}."
+                found.append(("mail", False, trouble))
 
         asking = threading.Thread(target=ask, name="doctor", daemon=True)
         asking.start()

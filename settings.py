@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from email.utils import parseaddr
+from email.utils import getaddresses
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -77,14 +77,10 @@ class Origins:
         origin = origin_of(url)
         return origin is not None and (self.any or self._site(origin) in self._sites)
 
-    def lists(self, origin: str) -> bool:
-        """Tell whether the owner named this very origin, with no ``*``."""
-        return not self.any and self.allows(origin)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What the owner chose, or the defaults of the contract."""
+    """What the owner chose, or the defaults."""
 
     secret_keys: tuple[str, ...] = ()  # newest first; none: the database keeps one
     database_url: str = "sqlite:///frontdesk.db"
@@ -282,8 +278,9 @@ def _database(text: str) -> str:
 
 
 def _url(text: str) -> str:
-    if origin_of(text) is None or re.search(r"[\s\x00-\x1f]", text):
-        raise ValueError("must be a URL such as https://example.com")
+    # A header holds ASCII only.
+    if origin_of(text) is None or re.search(r"[^\x21-\x7e]", text):
+        raise ValueError("must be a URL such as https://example.com, in ASCII")
     return text
 
 
@@ -319,8 +316,9 @@ def _line(text: str) -> str:
 
 
 def _address(text: str) -> Address:
-    name, email = parseaddr(text)
-    if not re.fullmatch(r"[^@\s,;<>]+@[^@\s,;<>]+", email):
+    addresses = getaddresses([text])
+    name, email = addresses[0]
+    if len(addresses) > 1 or not re.fullmatch(r"[^@\s,;<>]+@[^@\s,;<>]+", email):
         raise ValueError("must be a mail address such as Name <me@example.com>")
     return Address(name, email)
 

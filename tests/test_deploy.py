@@ -118,7 +118,8 @@ def test_the_defaults_in_env_example_are_the_defaults() -> None:
 
 def test_heroku_asks_for_five_values_and_makes_the_secrets() -> None:
     env = json.loads(text_of("app.json"))["env"]
-    assert set(env) == ASKED | GENERATED
+    assert set(env) == ASKED | GENERATED | {"WEB_CONCURRENCY"}
+    assert env["WEB_CONCURRENCY"]["value"] == "1"  # the buildpack would say 2
     assert {n for n in env if env[n].get("generator") == "secret"} == GENERATED
     assert all(env[name]["description"] for name in env)
 
