@@ -256,7 +256,7 @@ class Errors:
         if errors is None:
             plain = PLAIN_ERRORS.get(error.status_code, PLAIN_ERRORS[400])
             errors = [dict(zip(("code", "message"), plain, strict=True))]
-        if req.uri_template in IMAGES:
+        if req.method in ("GET", "HEAD") and req.uri_template in IMAGES:
             self._image(req, resp)
         elif wants_page(req):
             self._page(req, resp, error, errors)
@@ -402,7 +402,6 @@ class Home:
                 public_url=url,
                 version=VERSION,
                 mail_is_on=self._settings.mailjet_key is not None,
-                sample_svg_url="/hits.svg?page=/&count=false",
             )
             return
         resp.media = {
@@ -429,7 +428,7 @@ class Thanks:
             resp,
             "signup-thanks.html" if signup else "thanks.html",
             site_name=self._site.name,
-            back_url=self._site.sender(req, {}),
+            back_url=self._site.sender(req, {}) or "/",
         )
 
 
@@ -529,10 +528,12 @@ class Contact:
     def _keys(req: Request, contact: ContactForm) -> dict[str, Any]:
         client = client_key(req.context.client)
         key = req.get_header("Idempotency-Key")
+        # Of one sender only: somebody else's key may be the same by chance. By the mail
+        # address, because a phone changes networks between two tries.
+        keyed = models.keyed_hash("key", contact.email, key) if key else None
         return {
             "body_key": models.keyed_hash("body", client, _content(contact)),
-            # Of one client only: somebody else's key may be the same by chance.
-            "idempotency_key": models.keyed_hash("key", client, key) if key else None,
+            "idempotency_key": keyed,
         }
 
     def _ask(
@@ -820,7 +821,10 @@ CRAWLERS = re.compile(
     r"uptime|pingdom|statuscake|monitor|site24x7|lighthouse|pagespeed|gtmetrix|"
     r"w3c_validator|w3c-checklink|ahrefs|semrush|gptbot|claude-web|anthropic-ai|"
     r"chatgpt|perplexity|google-inspectiontool|apis-google|googleother|heritrix|"
-    r"scrapy|nutch|httrack|masscan|zgrab|nmap|nikto"
+    r"scrapy|nutch|httrack|masscan|zgrab|nmap|nikto|ia_archiver|meta-external|"
+    r"facebookcatalog|cohere-ai|yandeximages|uripreview|iframely|google-read|"
+    r"google-site|updown\.io|checkly|datadog|newrelic|nagios|zabbix|blackbox|"
+    r"kube-probe|health-?check|googlehc"
 )
 IMAGE_PROXIES = re.compile(r"camo|imageproxy|yahoomailproxy|ggpht")
 PREFETCH = ("Sec-Purpose", "Purpose", "X-Purpose", "X-Moz")
@@ -914,7 +918,8 @@ class Hits(Counted):
 
     def on_post(self, req: Request, resp: Response) -> None:
         """Count one."""
-        page = self.counter.page(req, forms.read_page(req))
+        named = forms.read_page(req) or req.get_param("page")
+        page = self.counter.page(req, named)
         resp.media = self.counter.count(req, page)
 
 

@@ -122,7 +122,9 @@ def read_page(req: Request) -> str | None:
     """
     kind, body = media_type(req), read_bytes(req)
     with _parsing():
-        if kind == "text/plain" and not body.lstrip().startswith(b"{"):
+        if kind == "text/plain" and body.lstrip()[:1] == b'"':
+            return str(json.loads(body))
+        if kind == "text/plain" and body.lstrip()[:1] != b"{":
             return body.decode()
         value = dict(_pairs(kind, body, req.content_type or "")).get("page")
         if value is FILE:

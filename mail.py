@@ -37,8 +37,8 @@ DIGEST_ITEMS = 50
 # First try at once, then after these seconds, three days in all, then never again.
 BACKOFF = (5, 15, 60, 300, 900, 1800, 3600, 7200, *[14400] * 6, *[28800] * 6)
 TIMEOUT = (3, 10)  # seconds to connect, and between bytes
-LEASE = 120  # seconds, longer than the worst attempt: two requests
-PAUSE = 60  # seconds between tries while Mailjet refuses our keys
+LEASE = 60  # seconds, longer than the worst attempt: two requests
+PAUSE = 20  # seconds between tries while Mailjet refuses our keys
 IDLE = 30  # seconds between looks for what another worker left due
 MAX_RETRY_AFTER = 3600
 
@@ -529,7 +529,8 @@ class Outbox:
             now = self._clock()
             self.paused_until = now + PAUSE
             log.error("outbox: paused, %s: check the Mailjet keys", error)
-            delivery.put_back(now + PAUSE, str(error), delivery.attempts - 1)
+            # Due at once: this thread waits, and a restart with better keys does not.
+            delivery.put_back(now, str(error), delivery.attempts - 1)
         except TryLater as error:
             self._later(delivery, str(error), error.retry_after)
         except Refused as error:

@@ -70,7 +70,7 @@ class Cors:
         if req.method not in ("POST", "DELETE") or getattr(resource, "by_token", False):
             return
         source = req.get_header("Origin") or req.get_header("Referer") or "null"
-        if source == "null" or self._origins.allows(source):
+        if source == "null" or self._origins.any or self._origins.allows(source):
             return
         if req.get_header("Sec-Fetch-Site") == "same-origin":
             return

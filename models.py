@@ -114,7 +114,7 @@ def connect(url: str, sqlite_path: Path | None, threads: int) -> Any:
         max_connections=threads + 2,
         stale_timeout=300,
         timeout=10,
-        connect_timeout=5,
+        connect_timeout=3,
         keepalives_idle=30,
     )
 
@@ -184,7 +184,7 @@ def release() -> None:
     Closing the last connection of a SQLite file checkpoints and deletes the WAL,
     which would cost each request four times its own work.
     """
-    if not isinstance(database.obj, SqliteDatabase) and not database.is_closed():
+    if not is_sqlite() and not database.is_closed():
         database.close()
 
 
@@ -197,8 +197,13 @@ def hang_up() -> None:
 def close_database() -> None:
     """Close this thread's connections (and on Postgres the pool)."""
     hang_up()
-    if not isinstance(database.obj, SqliteDatabase):
+    if not is_sqlite():
         database.close_all()
+
+
+def is_sqlite() -> bool:
+    """Tell whether the models are bound to a SQLite file."""
+    return isinstance(database.obj, SqliteDatabase)
 
 
 def execute(sql: str, *params: object) -> Any:
@@ -228,7 +233,7 @@ def database_size() -> int:
     """Return how many bytes the database takes."""
     sql = (
         "SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()"
-        if isinstance(database.obj, SqliteDatabase)
+        if is_sqlite()
         else "SELECT pg_database_size(current_database())"
     )
     return int(execute(sql).fetchone()[0])
@@ -587,6 +592,7 @@ class Subscriber(Table):
     mailed = TextField()  # JSON list: when confirmation mails went out
     confirmed_at = DoubleField(null=True)
     left_at = DoubleField(null=True)
+    gone_at = DoubleField(null=True)  # the left_at before this sign-up
     refused_at = DoubleField(null=True)
 
     @property
@@ -641,6 +647,7 @@ class Subscriber(Table):
                 row.email, row.name = email, name
                 row.page, row.client = page, client
                 row.wording, row.asked_at = CONSENT, now
+                row.gone_at = row.left_at or row.gone_at
                 row.left_at = row.confirmed_at = None
             row._store()
 
@@ -710,7 +717,7 @@ class Subscriber(Table):
     @classmethod
     def _locked(cls, column: str, value: str) -> Any:
         # SQLite's only writer is alone anyway.
-        lock = "" if isinstance(database.obj, SqliteDatabase) else " FOR UPDATE"
+        lock = "" if is_sqlite() else " FOR UPDATE"
         names = cls._meta.sorted_field_names
         sql = f"SELECT {', '.join(names)} FROM subscriber WHERE {column} = ?{lock}"  # noqa: S608
         row = execute(sql, value).fetchone()
@@ -1227,14 +1234,11 @@ def erase(email: str, now: float, sync: bool) -> tuple[int, int]:
 
 
 @contextmanager
-def backup() -> Iterator[Path | None]:
-    """Yield a consistent copy of the SQLite file, None on Postgres.
+def backup() -> Iterator[Path]:
+    """Yield a consistent copy of the SQLite file.
 
     VACUUM INTO reads one snapshot and keeps no writer waiting.
     """
-    if not isinstance(database.obj, SqliteDatabase):
-        yield None
-        return
     with tempfile.TemporaryDirectory(prefix="frontdesk-") as folder:
         copy = Path(folder) / "backup.sqlite3"
         execute("VACUUM INTO ?", str(copy))
@@ -1262,11 +1266,16 @@ def clean_up(now: float, retention_days: int) -> None:
 
     def job() -> None:
         Receipt.delete().where(Receipt.expires_at <= now).execute()
-        Subscriber.delete().where(
+        unconfirmed = (
             Subscriber.asked_at < now - PENDING_SECONDS,
             Subscriber.confirmed_at.is_null(),
             Subscriber.left_at.is_null(),
-        ).execute()
+        )
+        # Who had left before is still known to have, by the hash alone.
+        gone = {"left_at": Subscriber.gone_at, "email": None, "name": None}
+        had_left = (*unconfirmed, Subscriber.gone_at.is_null(False))
+        Subscriber.update(gone).where(*had_left).execute()
+        Subscriber.delete().where(*unconfirmed).execute()
         month_ago = day_of(now - PENDING_SECONDS)
         Tally.delete().where(Tally.period != "", Tally.period < month_ago).execute()
         if retention_days:
@@ -1286,7 +1295,7 @@ def clean_up(now: float, retention_days: int) -> None:
     write(job)
     with suppress(*StorageError):
         limits.sweep(now)
-    if isinstance(database.obj, SqliteDatabase):
+    if is_sqlite():
         # It reads, then writes: outside of a write, another writer makes it fail.
         write(lambda: execute("PRAGMA optimize"))
         # Not TRUNCATE: while somebody reads (a backup), it keeps all writers waiting.

@@ -151,12 +151,12 @@ class Backup:
 
     def on_get(self, req: Request, resp: Response) -> None:
         """Answer with a consistent SQLite file; there is none on Postgres."""
-        with models.backup() as copy:
-            if copy is None:
-                raise falcon.HTTPNotFound
-            resp.content_type = "application/vnd.sqlite3"
-            resp.downloadable_as = "frontdesk.sqlite3"
-            if req.method == "GET":
+        if not models.is_sqlite():
+            raise falcon.HTTPNotFound
+        resp.content_type = "application/vnd.sqlite3"
+        resp.downloadable_as = "frontdesk.sqlite3"
+        if req.method == "GET":
+            with models.backup() as copy:
                 # Unlinked when the context ends; the open file lives until it is sent.
                 resp.set_stream(copy.open("rb"), copy.stat().st_size)
 

@@ -166,7 +166,7 @@ class _Reader:
             hits_limit=self.read("HITS_LIMIT", _limit, Settings.hits_limit),
             max_pages=self.read("MAX_PAGES", _whole(1, 10**7), Settings.max_pages),
             retention_days=self.read("RETENTION_DAYS", _whole(0, 36500), 0),
-            ephemeral=self.environ.get("ALLOW_EPHEMERAL") == "1",
+            ephemeral=self.read("ALLOW_EPHEMERAL", _whole(0, 1), 0) == 1,
             port=port,
             workers=self.read("WEB_CONCURRENCY", _whole(1, 64), 1),
             threads=self.read("WEB_THREADS", _whole(1, 64), Settings.threads),
@@ -220,7 +220,8 @@ class _Reader:
                 "(openssl rand -hex 32)"
             )
         path = sqlite_path(settings.database_url)
-        if path is None or settings.ephemeral:
+        wrong = any(problem.startswith("DATABASE_URL:") for problem in self.problems)
+        if path is None or settings.ephemeral or wrong:
             return
         if self.heroku or not _on_mounted_disk(path):
             way = (

@@ -69,6 +69,7 @@ def up(migrator, db):
         mailed = TextField()
         confirmed_at = DoubleField(null=True)
         left_at = DoubleField(null=True)
+        gone_at = DoubleField(null=True)
         refused_at = DoubleField(null=True)
 
     class Delivery(Table):
