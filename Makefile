@@ -19,7 +19,8 @@ run: $(VENV)/run
 	exec $(BIN)/gunicorn --config gunicorn.conf.py
 
 test: $(VENV)/dev
-	$(BIN)/python -m pytest --quiet --cov --cov-report=term --cov-fail-under=95
+	$(BIN)/python -m pytest --quiet --numprocesses 2 --dist worksteal \
+		--cov --cov-report=term --cov-fail-under=95
 
 # The fault tests at their full size, with their figures: an hour, on a quiet machine.
 faults: $(VENV)/dev
