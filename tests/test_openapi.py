@@ -25,7 +25,7 @@ from settings import Settings, Window
 from tests.conftest import NOON, ROOT, TOKEN, Mailbox
 
 # make faults sets FRONTDESK_FULL.
-EXAMPLES = 2000 if os.environ.get("FRONTDESK_FULL") else 25
+EXAMPLES = 2000 if os.environ.get("FRONTDESK_FULL") else 200
 PLENTY = (Window(10**6, 1),)
 KEY = "k" * 32
 OWNER = {"Authorization": f"Bearer {TOKEN}"}
