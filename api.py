@@ -119,13 +119,10 @@ def create_app(
         ("/f/newsletter", newsletter),
         ("/f/{form}", UnknownForm()),
         ("/p/{project}/f/{form}", UnknownForm()),
-        ("/newsletter/confirm/{token}", Confirm(settings, links, outbox, clock)),
-        (
-            "/newsletter/unsubscribe/{token}",
-            Unsubscribe(settings, links, outbox, clock),
-        ),
-        ("/newsletter/not-me/{token}", NotMe(settings, links, outbox, clock)),
-        ("/release/{token}", ReleaseHeld(settings, links, outbox, clock)),
+        ("/newsletter/confirm/{token}", Confirm(*mailed)),
+        ("/newsletter/unsubscribe/{token}", Unsubscribe(*mailed)),
+        ("/newsletter/not-me/{token}", NotMe(*mailed)),
+        ("/release/{token}", ReleaseHeld(*mailed)),
         ("/hits", Hits(counter)),
         ("/hits.gif", HitsGif(counter)),
         ("/hits.svg", HitsBadge(counter)),
@@ -675,6 +672,12 @@ class MailedLink:
         self._clock = clock
         self._sync = settings.mailjet_list_id is not None
 
+    def on_get(self, req: Request, resp: Response, token: str) -> None:
+        """Show the button."""
+        self.read(token)
+        action = f"/newsletter/{self.purpose}/{token}"
+        self.show(resp, f"{self.purpose}.html", action=action)
+
     def read(self, token: str) -> tuple[Any, float]:
         """Return a token's payload and age; raises Rejected (404)."""
         try:
@@ -713,7 +716,7 @@ class Confirm(MailedLink):
         if age > CONFIRM_SECONDS:
             self._expired(req, resp, token)
         else:
-            self.show(resp, "confirm.html", action=f"/newsletter/confirm/{token}")
+            super().on_get(req, resp, token)
 
     def on_post(self, req: Request, resp: Response, token: str) -> None:
         """Confirm; with again=1 send a new link in place of an expired one."""
@@ -750,11 +753,6 @@ class Unsubscribe(MailedLink):
 
     purpose = "unsubscribe"
 
-    def on_get(self, req: Request, resp: Response, token: str) -> None:
-        """Show the button."""
-        self.read(token)
-        self.show(resp, "unsubscribe.html", action=f"/newsletter/unsubscribe/{token}")
-
     def on_post(self, req: Request, resp: Response, token: str) -> None:
         """Unsubscribe; again is harmless, and so is an erased subscription."""
         subscriber_id, _ = self.read(token)
@@ -766,11 +764,6 @@ class NotMe(MailedLink):
     """Keeps an address from ever being asked again."""
 
     purpose = "not-me"
-
-    def on_get(self, req: Request, resp: Response, token: str) -> None:
-        """Show the button."""
-        self.read(token)
-        self.show(resp, "not-me.html", action=f"/newsletter/not-me/{token}")
 
     def on_post(self, req: Request, resp: Response, token: str) -> None:
         """Forget the address, but for the hash that keeps mails away from it."""
