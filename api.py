@@ -356,7 +356,6 @@ def _form_again(
         "multipart": forms.media_type(req) == MULTIPART,
         "fields": fields,
         "button": "Send",
-        "error": None,
     }
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from gunicorn import glogging, util
 from gunicorn.workers.gthread import _DEFER, ThreadWorker
 
-from settings import Settings, SettingsError, sqlite_path
+from settings import TWO_LINES, Settings, SettingsError, sqlite_path
 
 SILENT_SECONDS = 0.02  # for the first byte; then a connection waits without a thread
 READ_SECONDS = 8  # for a request's head and body together, and its wait for a thread
@@ -162,7 +162,7 @@ def pre_request(worker, req):
     """Mark a request with two X-Forwarded-For lines: WSGI would join them."""
     if sum(name == "X-FORWARDED-FOR" for name, _ in req.headers) > 1:
         rest = [(n, v) for n, v in req.headers if n != "X-FORWARDED-FOR"]
-        req.headers = [*rest, ("X-FORWARDED-FOR", "two lines")]
+        req.headers = [*rest, ("X-FORWARDED-FOR", TWO_LINES)]
 
 
 def post_worker_init(worker):

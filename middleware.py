@@ -18,7 +18,7 @@ from falcon import Request, Response
 
 import models
 from forms import Rejected, error
-from settings import Origins, Settings, Window, origin_of
+from settings import TWO_LINES, Origins, Settings, Window, origin_of
 
 log = logging.getLogger("frontdesk")
 
@@ -143,9 +143,6 @@ class ClientAddress:
         return ip_address(req.env.get("REMOTE_ADDR", "")) or "0.0.0.0", "socket"  # noqa: S104 # the unspecified address, for a Unix socket's peer
 
 
-TWO_LINES = "two lines"
-
-
 @lru_cache(maxsize=1024)
 def ip_address(text: str) -> str:
     """Return an IP address in its normal form, "" if it is none."""
@@ -231,9 +228,9 @@ class RateLimit:
             log.error("rate limits do not work (%s)", type(error).__name__)
             return None
 
-    def allows(self, policy: str, address: str, spend: bool = True) -> bool:
-        """Tell whether a client may go on."""
-        verdict = self.take(policy, address, spend)
+    def allows(self, policy: str, address: str) -> bool:
+        """Spend one request, and tell whether the client may go on."""
+        verdict = self.take(policy, address)
         return verdict is None or verdict.allowed
 
 

@@ -13,6 +13,8 @@ from urllib.parse import unquote, urlsplit
 
 VERSION = "1.0.0"
 
+# What the server puts in place of an X-Forwarded-For that was sent twice.
+TWO_LINES = "two lines"
 MAILJET_API_URL = "https://api.mailjet.com/"
 SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
 
