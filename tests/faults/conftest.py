@@ -122,6 +122,10 @@ class Load:
             thread.join(60)
         self.seconds = time.monotonic() - self._started
 
+    def go_on(self, seconds: float) -> None:
+        """Post for some time more."""
+        self._over.wait(seconds)
+
     def acknowledged(self, path: str) -> int:
         return self.answers[path, 200]
 

@@ -40,8 +40,8 @@ def test_mixed_writes_are_all_stored_and_none_is_locked_out(
     )
     kinds = (contact, hit, signup)
     with Load(server, kinds, clients=16, pause=0) as load:
-        goal = size(500, 100_000)
-        eventually(lambda: load.answers.total() >= goal, seconds=3600)
+        eventually(lambda: load.answers.total() >= 500)
+        load.go_on(size(0, 600))
     assert load.failures == {}
     assert load.unanswered == []
     assert "database:" not in server.log

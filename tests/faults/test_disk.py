@@ -91,10 +91,10 @@ def set_pages(most: int) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 2 MiB."""
+    """A file system of 16 MiB: with less, the messages of 100 cycles fill it too."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "frontdesk", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "frontdesk", str(folder)]
     try:
         subprocess.run(mount, check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
@@ -109,7 +109,7 @@ def test_a_full_disk_refuses_and_recovers_without_a_restart(
     url = f"sqlite:///{small_disk}/frontdesk.db"
     server = serve(WEB_CONCURRENCY="2", DATABASE_URL=url, **NO_LIMITS)
     acknowledged = 0
-    for _ in range(size(3, 20)):
+    for _ in range(size(3, 100)):
         with (small_disk / "filler").open("wb", buffering=0) as filler:
             while fill(filler):
                 pass
