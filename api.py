@@ -9,10 +9,13 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping
+from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 import falcon
 from falcon import Request, Response, mediatypes
+from falcon.media import JSONHandler
 
 import forms
 import models
@@ -98,6 +101,7 @@ def create_app(
     )
     app.outbox, app.limits = outbox, limits
     app.req_options.strip_url_path_trailing_slash = True
+    app.resp_options.media_handlers[falcon.MEDIA_JSON] = JSONHandler(models.to_json)
     errors = Errors(settings)
     app.set_error_serializer(errors.serialize)
     app.add_error_handler(Exception, errors.unexpected)
@@ -528,7 +532,7 @@ class Contact:
         # address, because a phone changes networks between two tries.
         keyed = models.keyed_hash("key", contact.email, key) if key else None
         return {
-            "body_key": models.keyed_hash("body", client, _content(contact)),
+            "body_key": models.keyed_hash("body", client, *_content(contact)),
             "idempotency_key": keyed,
         }
 
@@ -541,7 +545,7 @@ class Contact:
         next_url: str,
     ) -> None:
         """Ask a doubtful sender once, with 422: nothing is stored yet."""
-        content = models.keyed_hash("ask", _content(contact))
+        content = models.keyed_hash("ask", *_content(contact))
         ours = {
             forms.PROOF: self._links.token("ask", content),
             forms.FROM: self._site.page(req, values),
@@ -567,17 +571,17 @@ class Contact:
             content, age = self._links.read("ask", values.get(forms.PROOF, ""))
         except BadLinkError:
             return False
-        same = content == models.keyed_hash("ask", _content(contact))
+        same = content == models.keyed_hash("ask", *_content(contact))
         return same and ASKED_SECONDS[0] <= age <= ASKED_SECONDS[1]
 
 
-def _content(contact: ContactForm) -> str:
-    """Return all that a visitor typed, as one text to hash.
+def _content(contact: ContactForm) -> tuple[str, ...]:
+    """Return all that a visitor typed, to hash.
 
     The honeypot too: who clears what a browser filled in there sends anew.
     """
-    said = [contact.email, contact.name, contact.subject, contact.text, contact.extra]
-    return json.dumps([*said, contact.honeypot])
+    said = (contact.email, contact.name, contact.subject, contact.text)
+    return *said, *chain(*contact.extra.items()), str(contact.honeypot)
 
 
 def _session_data(req: Request, now: float) -> tuple[float | None, bool]:
@@ -849,17 +853,23 @@ class Counter:
         reason = _uncounted(req, agent)
         if reason:
             hits, visitors = Page.totals(page)
-            sums = {"page": page, "hits": hits, "visitors": visitors}
-            return {**sums, "counted": False, "reason": reason}
-        client, now = req.context.client, self.clock()
-        page = Page.admit(
-            page, lambda: self._limits.allows("pages", client), self._max_pages
-        )
-        visitor = None  # an image proxy hides who looks
+            not_counted = {"counted": False, "reason": reason}
+            return {"page": page, "hits": hits, "visitors": visitors, **not_counted}
+        client = req.context.client
+        sums = self._count(page, client, agent)
+        if sums is None:  # never seen before
+            page = Page.admit(
+                page, lambda: self._limits.allows("pages", client), self._max_pages
+            )
+            sums = self._count(page, client, agent) or Page.totals(page)
+        hits, visitors = sums
+        return {"page": page, "hits": hits, "visitors": visitors, "counted": True}
+
+    def _count(self, page: str, client: str, agent: str) -> tuple[int, int] | None:
+        now, visitor = self.clock(), None  # an image proxy hides who looks
         if not IMAGE_PROXIES.search(agent):
             visitor = Visitor.key(page, client, agent, now)
-        hits, visitors = Hit.count(page, visitor, now)
-        return {"page": page, "hits": hits, "visitors": visitors, "counted": True}
+        return Hit.count(page, visitor, now)
 
 
 def _uncounted(req: Request, agent: str) -> str | None:
@@ -867,7 +877,12 @@ def _uncounted(req: Request, agent: str) -> str | None:
         value = (req.get_header(header) or "").lower()
         if "prefetch" in value or "prerender" in value or "preview" in value:
             return "prefetch"
-    return "crawler" if CRAWLERS.search(agent) else None
+    return "crawler" if _is_crawler(agent) else None
+
+
+@lru_cache(maxsize=256)  # most visitors share a few
+def _is_crawler(agent: str) -> bool:
+    return CRAWLERS.search(agent) is not None
 
 
 def _days(req: Request) -> int:

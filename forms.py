@@ -166,7 +166,7 @@ def _parts(body: bytes, content_type: str) -> Iterable[tuple[str, Any]]:
 
 
 def _json_object(body: bytes) -> Iterable[tuple[str, Any]]:
-    value = json.loads(body, parse_constant=_refuse_constant)
+    value = _JSON.decode(body.decode("utf-8-sig"))
     if not isinstance(value, dict):
         raise _malformed("The body must be a JSON object.")
     return value.items()
@@ -174,6 +174,9 @@ def _json_object(body: bytes) -> Iterable[tuple[str, Any]]:
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(name)
+
+
+_JSON = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def _flat(pairs: Iterable[tuple[str, Any]]) -> dict[str, str]:
@@ -373,9 +376,19 @@ class _Check:
             raise Rejected(falcon.HTTP_422, self.errors, values=self.values)
 
 
+# Most addresses need no library: lower case, no label of more than 63 characters
+# (there are none in so short a text), no top level that is reserved.
+_EVERYDAY = re.compile(
+    r"(?=.{6,63}\Z)[a-z0-9_+-]+(?:\.[a-z0-9_+-]+)*@(?:[a-z0-9]+(?:-[a-z0-9]+)*\.)+"
+    r"(?!arpa\Z|invalid\Z|local\Z|localhost\Z|onion\Z)[a-z]{2,}"
+)
+
+
 def valid_email(text: str) -> str | None:
     """Return an address in its normal form, None if it is not valid."""
-    # 32 ms to import: loaded with the first form.
+    if _EVERYDAY.fullmatch(text):
+        return text
+    # 32 ms to import, 30 us a call.
     from email_validator import EmailNotValidError, validate_email
 
     if len(text) > 254 or "\n" in text or "\ufffd" in text:  # clean() put it there

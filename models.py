@@ -14,10 +14,11 @@ import secrets
 import sqlite3
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, date, datetime, timedelta
 from functools import cache, lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -77,6 +78,10 @@ SQLITE_PRAGMAS = {
 database: Any = DatabaseProxy()
 limits: RateLimits
 _hash_key = b""
+
+
+# Made once: json.dumps() makes an encoder for each call that is not plain.
+to_json = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def day_of(now: float) -> str:
@@ -143,10 +148,7 @@ def migrate(url: str, sqlite_path: Path | None) -> None:
 def make_limits(sqlite_path: Path) -> None:
     """Make the rate limits' own file; again is harmless."""
     limits_db = _limits_database(sqlite_path)
-    limits_db.execute_sql(
-        "CREATE TABLE IF NOT EXISTS bucket "
-        "(key TEXT PRIMARY KEY, tat INTEGER NOT NULL) WITHOUT ROWID"
-    )
+    limits_db.connect()
     limits_db.close()
 
 
@@ -158,10 +160,11 @@ def open_database(url: str, sqlite_path: Path | None, threads: int) -> None:
 
 def use(db: Any, limits_db: Any) -> None:
     """Bind the models to a database, and the rate limits to theirs."""
-    global write, limits, _hash_key
+    global execute, write, limits, _hash_key
     database.initialize(db)
+    execute = statements(db)
     Visitor.forget_salt()
-    write = GroupCommit(db) if isinstance(db, SqliteDatabase) else _write_apart
+    write = GroupCommit(db) if is_sqlite(db) else _write_apart
     limits = RateLimits(limits_db)
     _hash_key = bytes.fromhex(Setting.once("hash_key", secrets.token_hex(32)))
     release()
@@ -201,19 +204,57 @@ def close_database() -> None:
         database.close_all()
 
 
-def is_sqlite() -> bool:
-    """Tell whether the models are bound to a SQLite file."""
-    return isinstance(database.obj, SqliteDatabase)
+def is_sqlite(db: Any = database) -> bool:
+    """Tell whether a database, or the models' one, is a SQLite file."""
+    return isinstance(getattr(db, "obj", db), SqliteDatabase)
 
 
-def execute(sql: str, *params: object) -> Any:
-    """Run one constant statement, with ``?`` for parameters on every database."""
-    if database.param != "?":
-        sql = sql.replace("?", database.param)
-    return database.execute_sql(sql, params)
+def database_size() -> int:
+    """Return how many bytes the database takes."""
+    sql = (
+        "SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()"
+        if is_sqlite()
+        else "SELECT pg_database_size(current_database())"
+    )
+    return int(execute(sql).fetchone()[0])
 
 
-IGNORE = "ON CONFLICT DO NOTHING"
+# --- statements ------------------------------------------------------------------
+
+
+def statements(db: Any) -> Callable[..., Any]:
+    """Return what runs one constant statement, with ``?`` for parameters everywhere.
+
+    On SQLite it goes past peewee, whose cursor costs as much as a short statement.
+    """
+    if is_sqlite(db):
+        return lambda sql, *params: db.connection().execute(sql, params)
+    return lambda sql, *params: db.execute_sql(sql.replace("?", db.param), params)
+
+
+@contextmanager
+def transaction(db: Any) -> Iterator[None]:
+    """Do all of the block's statements or none.
+
+    SQLite takes the lock at once: one that read before it wrote could not wait.
+    """
+    if not is_sqlite(db):
+        with db.atomic():
+            yield
+        return
+    connection = db.connection()
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:  # a full disk has rolled it back already
+            connection.execute("ROLLBACK")
+        raise
+
+
+# Runs one on the database that the models are bound to.
+execute: Callable[..., Any] = statements(database)
 
 
 def insert(table: str, row: Mapping[str, object], conflict: str = "") -> bool:
@@ -229,15 +270,7 @@ def _insert_sql(table: str, columns: tuple[str, ...], conflict: str) -> str:
     return f"INSERT INTO {table} ({names}) VALUES ({marks}) {conflict}"  # noqa: S608
 
 
-def database_size() -> int:
-    """Return how many bytes the database takes."""
-    sql = (
-        "SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()"
-        if is_sqlite()
-        else "SELECT pg_database_size(current_database())"
-    )
-    return int(execute(sql).fetchone()[0])
-
+IGNORE = "ON CONFLICT DO NOTHING"
 
 # --- writing ---------------------------------------------------------------------
 
@@ -274,16 +307,14 @@ class GroupCommit:
             self._queue.append(job)
         with self._turn:
             if not job.done:
-                self._commit(job)
+                self._commit()
         if job.error is not None:
             raise job.error
         return job.result
 
-    def _commit(self, own: _Job) -> None:
+    def _commit(self) -> None:
         with self._queued:
             batch, self._queue = self._queue, []
-        if own not in batch:  # a leader died with it
-            batch.append(own)
         self._run(batch)
         for job in batch:
             job.done = True
@@ -291,11 +322,11 @@ class GroupCommit:
     def _run(self, batch: list[_Job]) -> None:
         began = False
         try:
-            with self._db.atomic():
+            with transaction(self._db):
                 began = True
                 for job in batch:
                     job.result = job.work()
-        except Exception as error:
+        except BaseException as error:  # of the caller whose job it is, no other
             for job in batch:
                 # Where nothing could begin, waiting once has been enough for all.
                 if began and len(batch) > 1:
@@ -455,31 +486,38 @@ class Message(Table):
         doubtful one is held too, and a held one only counted.
         """
         message_id = new_id(now)
-        hour, doubtful = hour_of(now), values["doubtful"]
         row = {
             **values,
             "id": message_id,
             "received_at": now,
-            "fields": json.dumps(values["fields"], ensure_ascii=False),
-            "spam_reasons": json.dumps(values["spam_reasons"], ensure_ascii=False),
+            "fields": to_json(values["fields"]),
+            "spam_reasons": to_json(values["spam_reasons"]),
         }
-        weight = 1 + (len(row["message"]) + len(row["fields"])) // 4096
 
         def job() -> str:
             owner = Receipt.claim_all(body_key, idempotency_key, message_id, now)
             if owner != message_id:
                 return owner
-            flood = doubtful and not Tally.take("doubtful", hour, DOUBTFUL_PER_HOUR)
-            if not (held or flood):
+            if held or (row["doubtful"] and not cls._may_deliver(now)):
+                cls._hold(row, now)
+            else:
                 insert("message", row)
                 Delivery.add("contact", message_id, now)
-            elif Tally.take("held", hour, HELD_PER_HOUR, weight):
-                insert("message", {**row, "doubtful": False, "held_at": now})
-            else:
-                Tally.take("held, not stored", day_of(now), UNLIMITED)
             return message_id
 
         return str(write(job))
+
+    @staticmethod
+    def _may_deliver(now: float) -> bool:
+        return Tally.take("doubtful", hour_of(now), DOUBTFUL_PER_HOUR)
+
+    @staticmethod
+    def _hold(row: Mapping[str, Any], now: float) -> None:
+        weight = 1 + (len(row["message"]) + len(row["fields"])) // 4096
+        if Tally.take("held", hour_of(now), HELD_PER_HOUR, weight):
+            insert("message", {**row, "doubtful": False, "held_at": now})
+        else:
+            Tally.take("held, not stored", day_of(now), UNLIMITED)
 
     @classmethod
     def echoes(cls, echo: str, client: str, now: float) -> int:
@@ -622,28 +660,27 @@ class Subscriber(Table):
         two more, and nobody can measure that more often than once an hour.
         """
         mailbox = mailbox_key(email)
-        new = {
-            "id": new_id(now),
-            "mailbox": mailbox,
-            "cycle": secrets.token_hex(4),
-            "email": email,
-            "page": "",
-            "client": client,
-            "wording": CONSENT,
-            "asked_at": now,
-            "mailed": "[]",
-        }
+        subscriber_id, cycle = new_id(now), secrets.token_hex(4)
 
         def job() -> None:
-            # Writing the row, new or not, locks it on Postgres.
-            touch = "ON CONFLICT (mailbox) DO UPDATE SET mailbox = excluded.mailbox"
-            insert("subscriber", new, conflict=touch)
-            row = cls._locked("mailbox", mailbox)
+            if not is_sqlite():  # there is no row yet that could be locked
+                execute("SELECT pg_advisory_xact_lock(hashtext(?))", mailbox)
+            row = cls._locked("mailbox", mailbox) or cls(
+                id=subscriber_id,
+                mailbox=mailbox,
+                cycle=cycle,
+                email=email,
+                page="",
+                client=client,
+                wording=CONSENT,
+                asked_at=now,
+                mailed="[]",
+            )
             may_ask = row.status != "confirmed" and row.refused_at is None
             if may_ask and row._mail_again(now, mails_per_day):
                 # A link confirms the very address that it was mailed to.
                 if row.status == "left" or row.email != email:
-                    row.cycle = new["cycle"]
+                    row.cycle = cycle
                 row.email, row.name = email, name
                 row.page, row.client = page, client
                 row.wording, row.asked_at = CONSENT, now
@@ -724,12 +761,8 @@ class Subscriber(Table):
         return row and cls(**dict(zip(names, row, strict=True)))
 
     def _store(self) -> None:
-        """Write all columns; save() would take 118 us to build the statement."""
-        names = self._meta.sorted_field_names
-        sql = (
-            f"UPDATE subscriber SET {', '.join(f'{n} = ?' for n in names)} WHERE id = ?"  # noqa: S608
-        )
-        execute(sql, *(getattr(self, name) for name in names), self.id)
+        """Write the row, new or not; save() takes 118 us to build the statement."""
+        insert("subscriber", self.__data__, conflict=_store_again())
 
     def _mail_again(self, now: float, mails_per_day: int) -> bool:
         mailed = [t for t in json.loads(self.mailed) if t > now - CONFIRM_WINDOW]
@@ -754,6 +787,15 @@ class Subscriber(Table):
             "left_at": iso(self.left_at),
             "page": self.page,
         }
+
+
+@cache
+def _store_again() -> str:
+    # Without the keys, whose indexes would be written too.
+    columns = Subscriber._meta.sorted_field_names
+    names = [name for name in columns if name not in ("id", "mailbox")]
+    values = ", ".join(f"{name} = excluded.{name}" for name in names)
+    return f"ON CONFLICT (id) DO UPDATE SET {values}"
 
 
 def count_trapped(now: float) -> None:
@@ -907,10 +949,7 @@ class Page(Table):
 
     @classmethod
     def admit(cls, page: str, may_add: Callable[[], bool], max_pages: int) -> str:
-        """Return the page that counts: itself if known or added, else /(other)."""
-        sql = "SELECT 1 FROM page WHERE page = ?"
-        if execute(sql, page).fetchone():
-            return page
+        """Add a page; return the one that counts, /(other) where there is no room."""
 
         def job() -> bool:
             row = {"page": page, "hits": 0, "visitors": 0}
@@ -937,25 +976,33 @@ class Hit(Table):
         without_rowid = True
 
     @classmethod
-    def count(cls, page: str, visitor: str | None, now: float) -> tuple[int, int]:
-        """Count one hit on an admitted page and return its (hits, visitors).
+    def count(
+        cls, page: str, visitor: str | None, now: float
+    ) -> tuple[int, int] | None:
+        """Count one hit and return the page's (hits, visitors).
 
         visitor is the daily keyed hash of a browser (see Visitor), or None when an
-        image proxy hides it.
+        image proxy hides it. None comes back, and nothing is counted, for a page that
+        was never admitted.
         """
         day = day_of(now)
 
-        def job() -> tuple[int, int]:
+        def job() -> tuple[int, int] | None:
             new = 0
             if visitor is not None:
-                row = {"day": day, "hash": visitor}
-                new = int(insert("visitor", row, conflict=IGNORE))
+                sql = (
+                    "INSERT INTO visitor (day, hash) SELECT ?, ? WHERE EXISTS "
+                    "(SELECT 1 FROM page WHERE page = ?) ON CONFLICT DO NOTHING"
+                )
+                new = execute(sql, day, visitor, page).rowcount
             totals = execute(
                 "UPDATE page SET hits = hits + 1, visitors = visitors + ? "
                 "WHERE page = ? RETURNING hits, visitors",
                 new,
                 page,
             ).fetchone()
+            if totals is None:
+                return None
             execute(
                 "INSERT INTO hit (page, day, hits, visitors) VALUES (?, ?, 1, ?) "
                 "ON CONFLICT (page, day) DO UPDATE SET hits = hit.hits + 1, "
@@ -1044,15 +1091,11 @@ class Bucket(Table):
 
 
 class Verdict(NamedTuple):
-    """May the request pass, and what is left: (window, remaining, reset) each."""
+    """May the request pass, and what is left of each window: (requests, reset)."""
 
     allowed: bool
     retry_after: int  # seconds, 0 when allowed
-    left: list[tuple[Any, int, int]]
-
-
-class _OverLimitError(Exception):
-    pass
+    left: list[tuple[int, int]]
 
 
 class RateLimits:
@@ -1068,7 +1111,7 @@ class RateLimits:
 
     def __init__(self, db: Any) -> None:
         self._db = db
-        self._param = db.param
+        self._execute = statements(db)
         self._swept_at = 0.0
 
     def close(self) -> None:
@@ -1083,54 +1126,48 @@ class RateLimits:
             self._swept_at = now
             self.sweep(now)
         micros = int(now * 1_000_000)
+        keys = {f"{key} {window.seconds}": window for window in windows}
         if not spend:
-            return self._verdict(key, windows, micros, spent=False)
-        # All windows or none; a single one is a single statement.
-        together = self._db.atomic() if len(windows) > 1 else nullcontext()
-        try:
-            with together:
-                left = [self._spend(f"{key} {w.seconds}", w, micros) for w in windows]
-        except _OverLimitError:
-            return self._verdict(key, windows, micros, spent=True)
-        return Verdict(True, 0, left)
+            return self._verdict(keys, micros, spent=False)
+        if not keys:
+            return Verdict(True, 0, [])
+        tats = self._spend(keys, micros)
+        if len(tats) < len(keys):
+            self._give_back(keys, tats)
+            return self._verdict(keys, micros, spent=True)
+        return Verdict(
+            True, 0, [_left(window, tats[key], micros) for key, window in keys.items()]
+        )
 
-    def _spend(self, key: str, window: Any, micros: int) -> tuple[Any, int, int]:
-        step = window.seconds * 1_000_000 // window.quota
-        row = self._execute(
-            "INSERT INTO bucket (key, tat) VALUES (?, ?) ON CONFLICT (key) DO UPDATE "
-            "SET tat = CASE WHEN bucket.tat > ? THEN bucket.tat ELSE ? END + ? "
-            "WHERE bucket.tat <= ? RETURNING tat",
-            key,
-            micros + step,
-            micros,
-            micros,
-            step,
-            micros + step * (window.quota - 1),
-        ).fetchone()
-        if row is None:
-            raise _OverLimitError
-        return self._left(window, int(row[0]), micros)
+    def _spend(self, keys: Mapping[str, Any], micros: int) -> dict[str, int]:
+        """Spend one request of each window that has some left, in one statement."""
+        rows = [(key, micros + window.step) for key, window in keys.items()]
+        most = [(key, micros + window.tolerance) for key, window in keys.items()]
+        return dict(
+            self._execute(
+                _spend_sql(len(keys)), *chain(*rows), micros, micros, *chain(*most)
+            ).fetchall()
+        )
 
-    def _verdict(
-        self, key: str, windows: Sequence[Any], micros: int, spent: bool
-    ) -> Verdict:
+    def _give_back(self, keys: Mapping[str, Any], spent: Iterable[str]) -> None:
+        """Undo what was spent of some windows where another had nothing left.
+
+        Nobody is refused wrongly meanwhile: that other window refuses them too.
+        """
+        for key in spent:
+            sql = "UPDATE bucket SET tat = tat - ? WHERE key = ?"
+            self._execute(sql, keys[key].step, key)
+
+    def _verdict(self, keys: Mapping[str, Any], micros: int, spent: bool) -> Verdict:
         left, wait = [], 0
-        for window in windows:
-            row = self._execute(
-                "SELECT tat FROM bucket WHERE key = ?", f"{key} {window.seconds}"
-            ).fetchone()
+        for key, window in keys.items():
+            sql = "SELECT tat FROM bucket WHERE key = ?"
+            row = self._execute(sql, key).fetchone()
             tat = max(int(row[0]) if row else 0, micros)
-            step = window.seconds * 1_000_000 // window.quota
-            wait = max(wait, tat - step * (window.quota - 1) - micros)
-            left.append(self._left(window, tat, micros))
+            wait = max(wait, tat - window.tolerance - micros)
+            left.append(_left(window, tat, micros))
         seconds = math.ceil(wait / 1_000_000)
         return Verdict(seconds <= 0, max(seconds, 1) if spent else seconds, left)
-
-    @staticmethod
-    def _left(window: Any, tat: int, micros: int) -> tuple[Any, int, int]:
-        step = window.seconds * 1_000_000 // window.quota
-        remaining = window.quota - math.ceil((tat - micros) / step)
-        return window, max(0, remaining), math.ceil((tat - micros) / 1_000_000)
 
     def sweep(self, now: float) -> None:
         """Forget whoever is not limited any more, and the soonest of too many."""
@@ -1144,8 +1181,32 @@ class RateLimits:
                 count - self.MAX_KEYS // 2,
             )
 
-    def _execute(self, sql: str, *params: object) -> Any:
-        return self._db.execute_sql(sql.replace("?", self._param), params)
+
+class _LimitsFile(SqliteDatabase):
+    def _initialize_connection(self, conn: Any) -> None:
+        # By each connection: whoever tidies up /dev/shm may have deleted the file.
+        conn.execute(
+            "CREATE TABLE IF NOT EXISTS bucket "
+            "(key TEXT PRIMARY KEY, tat INTEGER NOT NULL) WITHOUT ROWID"
+        )
+
+
+@cache
+def _spend_sql(windows: int) -> str:
+    rows = ", ".join(["(?, ?)"] * windows)
+    most = " ".join(["WHEN ? THEN ?"] * windows)
+    return (
+        f"INSERT INTO bucket (key, tat) VALUES {rows} ON CONFLICT (key) DO UPDATE "  # noqa: S608
+        "SET tat = CASE WHEN bucket.tat > ? THEN bucket.tat + excluded.tat - ? "
+        f"ELSE excluded.tat END WHERE bucket.tat <= CASE bucket.key {most} END "
+        "RETURNING key, tat"
+    )
+
+
+def _left(window: Any, tat: int, micros: int) -> tuple[int, int]:
+    """Return how many requests are left, and in how many seconds all will be."""
+    left = window.quota - math.ceil((tat - micros) / window.step)
+    return max(0, left), math.ceil((tat - micros) / 1_000_000)
 
 
 def _limits_database(sqlite_path: Path) -> Any:
@@ -1154,7 +1215,7 @@ def _limits_database(sqlite_path: Path) -> Any:
     folder = memory if memory.is_dir() else Path(tempfile.gettempdir())
     name = hashlib.blake2b(str(sqlite_path).encode(), digest_size=8).hexdigest()
     pragmas = {"journal_mode": "wal", "synchronous": "off"}
-    return SqliteDatabase(
+    return _LimitsFile(
         str(folder / f"frontdesk-{name}.limits"),
         pragmas=pragmas,
         timeout=2,

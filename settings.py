@@ -35,6 +35,16 @@ class Window(NamedTuple):
     quota: int
     seconds: int
 
+    @property
+    def step(self) -> int:
+        """Return how often one may come in the long run: microseconds."""
+        return self.seconds * 1_000_000 // self.quota
+
+    @property
+    def tolerance(self) -> int:
+        """Return how far ahead of that one may be, so that a burst passes."""
+        return self.step * (self.quota - 1)
+
 
 class Address(NamedTuple):
     """A mailbox as in ``Name <a@b>``; the name may be empty."""
@@ -339,12 +349,13 @@ def _header(text: str) -> str:
 
 
 def _limit(text: str) -> tuple[Window, ...]:
-    windows = []
+    quotas: dict[int, int] = {}
     for part in text.split(";"):
         match = re.fullmatch(
             r"\s*([0-9]{1,6})\s*/\s*(second|minute|hour|day)s?\s*", part
         )
         if not match or int(match[1]) == 0:
             raise ValueError("must look like 5/minute or 5/minute;30/hour")
-        windows.append(Window(int(match[1]), SECONDS[match[2]]))
-    return tuple(windows)
+        quota, seconds = int(match[1]), SECONDS[match[2]]
+        quotas[seconds] = min(quota, quotas.get(seconds, quota))
+    return tuple(Window(quota, seconds) for seconds, quota in quotas.items())

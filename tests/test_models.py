@@ -200,7 +200,7 @@ def test_a_poisoned_job_fails_alone(committing: Committing) -> None:
     assert committing.write(committing.add(5)) == 5
 
 
-def test_a_leader_that_dies_leaves_nobody_behind(committing: Committing) -> None:
+def test_a_job_that_ends_its_thread_ends_no_other(committing: Committing) -> None:
     def dying() -> None:
         raise SystemExit
 
@@ -313,7 +313,7 @@ def test_a_burst_then_one_at_a_time(opened: str) -> None:
     take = models.limits.take
     verdicts = [take("k", BURST[:1], NOON) for _ in range(6)]
     assert [v.allowed for v in verdicts] == [True] * 5 + [False]
-    assert [v.left[0][1] for v in verdicts] == [4, 3, 2, 1, 0, 0]
+    assert [v.left[0][0] for v in verdicts] == [4, 3, 2, 1, 0, 0]
     assert verdicts[5].retry_after == 12
     assert not take("k", BURST[:1], NOON + 11.9).allowed
     assert take("k", BURST[:1], NOON + 12).allowed
@@ -334,7 +334,7 @@ def test_a_refused_request_spends_of_no_window(opened: str) -> None:
 def test_a_look_spends_nothing(opened: str) -> None:
     for _ in range(20):
         assert models.limits.take("k", BURST, NOON, spend=False).allowed
-    assert models.limits.take("k", BURST, NOON).left[0][1] == 4
+    assert models.limits.take("k", BURST, NOON).left[0][0] == 4
 
 
 SPENDS = """
