@@ -505,14 +505,12 @@ class Contact:
         self, req: Request, contact: ContactForm, now: float
     ) -> tuple[int, list[str], str]:
         seconds, webdriver = _session_data(req, now)
-        echo = spam.fingerprint(contact.text)
+        reading = spam.read(
+            contact.text, contact.name, contact.subject, contact.extra.values()
+        )
         client = truncated(req.context.client)
-        evidence = spam.Evidence(
-            email=contact.email,
-            name=contact.name,
-            subject=contact.subject,
-            text=contact.text,
-            extra=contact.extra,
+        score, reasons = spam.score(
+            reading,
             honeypot=contact.honeypot,
             seconds_on_page=seconds,
             webdriver=webdriver,
@@ -520,9 +518,9 @@ class Contact:
             referer=req.get_header("Referer") is not None,
             accept_language=req.get_header("Accept-Language") is not None,
             user_agent=bool(req.user_agent),
-            echoes=Message.echoes(echo, client, now),
+            echoes=Message.echoes(reading.fingerprint, client, now),
         )
-        return *spam.score(evidence), echo
+        return score, reasons, reading.fingerprint
 
     @staticmethod
     def _keys(req: Request, contact: ContactForm) -> dict[str, Any]:

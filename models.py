@@ -15,7 +15,7 @@ import sqlite3
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, date, datetime, timedelta
 from functools import cache, lru_cache
 from itertools import chain
@@ -27,7 +27,6 @@ from peewee import (
     BigIntegerField,
     BooleanField,
     CompositeKey,
-    Database,
     DatabaseError,
     DatabaseProxy,
     DoubleField,
@@ -104,12 +103,60 @@ def iso(moment: float | None) -> str | None:
 # --- opening ---------------------------------------------------------------------
 
 
+class SqliteFile(SqliteDatabase):
+    """A SQLite file: a connection for each thread, and one that does all writes.
+
+    A connection forgets the pages it knows whenever another one has written. The one
+    writer of a process (see GroupCommit) thus knows them still at its next turn.
+    """
+
+    def __init__(self, path: Path | str, **more: Any) -> None:
+        options: dict[str, Any] = {"pragmas": SQLITE_PRAGMAS, "timeout": 10, **more}
+        super().__init__(str(path), lock_type="IMMEDIATE", **options)
+        self._writer = SqliteDatabase(
+            str(path), thread_safe=False, check_same_thread=False, **options
+        )
+        self._here = threading.local()
+
+    def connection(self) -> Any:
+        """Return this thread's connection; within writing(), the writer."""
+        own = super().connection
+        return getattr(self._here, "writer", None) or own()  # type: ignore[no-untyped-call]
+
+    def cursor(self, named_cursor: Any = None) -> Any:
+        """Return a cursor of connection()."""
+        return self.connection().cursor()
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Do what this thread does meanwhile in one transaction of the writer.
+
+        One thread at a time. The lock is taken at once: a transaction that has read
+        before it writes cannot wait for it (SQLITE_BUSY_SNAPSHOT).
+        """
+        writer: Any = self._writer.connection()  # type: ignore[no-untyped-call]
+        writer.execute("BEGIN IMMEDIATE")
+        self._here.writer = writer
+        try:
+            yield
+            writer.execute("COMMIT")
+        except BaseException:
+            if writer.in_transaction:  # a full disk has rolled it back already
+                writer.execute("ROLLBACK")
+            raise
+        finally:
+            self._here.writer = None
+
+    def close_all(self) -> None:
+        """Close this thread's connection and the writer."""
+        self.close()
+        self._writer.close()
+
+
 def connect(url: str, sqlite_path: Path | None, threads: int) -> Any:
     """Return the unopened database behind a URL (see settings.DATABASE_URL)."""
     if sqlite_path is not None:
-        return SqliteDatabase(
-            str(sqlite_path), pragmas=SQLITE_PRAGMAS, timeout=10, lock_type="IMMEDIATE"
-        )
+        return SqliteFile(sqlite_path)
     from playhouse.pool import PooledPostgresqlDatabase  # psycopg: loaded when needed
 
     # A connection for each thread, the outbox and one to spare.
@@ -142,20 +189,13 @@ def migrate(url: str, sqlite_path: Path | None) -> None:
         Runner(db, directory).up()
         db.close()
         with suppress(*StorageError):  # without it, nobody is limited
-            make_limits(sqlite_path)
-
-
-def make_limits(sqlite_path: Path) -> None:
-    """Make the rate limits' own file; again is harmless."""
-    limits_db = _limits_database(sqlite_path)
-    limits_db.connect()
-    limits_db.close()
+            LimitsFile(sqlite_path).make()
 
 
 def open_database(url: str, sqlite_path: Path | None, threads: int) -> None:
     """Bind the models to a migrated database for the rest of the process."""
     db = connect(url, sqlite_path, threads)
-    use(db, db if sqlite_path is None else _limits_database(sqlite_path))
+    use(db, db if sqlite_path is None else LimitsFile(sqlite_path))
 
 
 def use(db: Any, limits_db: Any) -> None:
@@ -192,16 +232,14 @@ def release() -> None:
 
 
 def hang_up() -> None:
-    """Close this thread's connections: the thread is about to end."""
-    limits.close()
+    """Close this thread's connection: the thread is about to end."""
     database.close()
 
 
 def close_database() -> None:
-    """Close this thread's connections (and on Postgres the pool)."""
-    hang_up()
-    if not is_sqlite():
-        database.close_all()
+    """Close this thread's connection, and what all threads share."""
+    limits.close()
+    database.close_all()
 
 
 def is_sqlite(db: Any = database) -> bool:
@@ -230,27 +268,6 @@ def statements(db: Any) -> Callable[..., Any]:
     if is_sqlite(db):
         return lambda sql, *params: db.connection().execute(sql, params)
     return lambda sql, *params: db.execute_sql(sql.replace("?", db.param), params)
-
-
-@contextmanager
-def transaction(db: Any) -> Iterator[None]:
-    """Do all of the block's statements or none.
-
-    SQLite takes the lock at once: one that read before it wrote could not wait.
-    """
-    if not is_sqlite(db):
-        with db.atomic():
-            yield
-        return
-    connection = db.connection()
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:  # a full disk has rolled it back already
-            connection.execute("ROLLBACK")
-        raise
 
 
 # Runs one on the database that the models are bound to.
@@ -295,7 +312,7 @@ class GroupCommit:
     twice and must have no effect but on the database.
     """
 
-    def __init__(self, db: Database) -> None:
+    def __init__(self, db: SqliteFile) -> None:
         self._db = db
         self._queue: list[_Job] = []
         self._queued = threading.Lock()
@@ -322,7 +339,7 @@ class GroupCommit:
     def _run(self, batch: list[_Job]) -> None:
         began = False
         try:
-            with transaction(self._db):
+            with self._db.writing():
                 began = True
                 for job in batch:
                     job.result = job.work()
@@ -1112,32 +1129,32 @@ class RateLimits:
     def __init__(self, db: Any) -> None:
         self._db = db
         self._execute = statements(db)
+        # A connection for all threads knows its pages better than one for each.
+        self._alone: Any = threading.RLock() if is_sqlite(db) else nullcontext()
         self._swept_at = 0.0
 
     def close(self) -> None:
-        """Close this thread's connection."""
-        self._db.close()
+        """Close the file; the next request opens it again."""
+        with self._alone:
+            self._db.close()
 
     def take(
         self, key: str, windows: Sequence[Any], now: float, spend: bool = True
     ) -> Verdict:
         """Spend one request of a key, or with spend=False only look."""
-        if now - self._swept_at > self.SWEEP_SECONDS:
-            self._swept_at = now
-            self.sweep(now)
         micros = int(now * 1_000_000)
         keys = {f"{key} {window.seconds}": window for window in windows}
-        if not spend:
-            return self._verdict(keys, micros, spent=False)
-        if not keys:
-            return Verdict(True, 0, [])
-        tats = self._spend(keys, micros)
-        if len(tats) < len(keys):
-            self._give_back(keys, tats)
-            return self._verdict(keys, micros, spent=True)
-        return Verdict(
-            True, 0, [_left(window, tats[key], micros) for key, window in keys.items()]
-        )
+        with self._alone:
+            if now - self._swept_at > self.SWEEP_SECONDS:
+                self._swept_at = now
+                self.sweep(now)
+            if not spend:
+                return self._verdict(keys, micros, spent=False)
+            tats = self._spend(keys, micros) if keys else {}
+            if len(tats) < len(keys):
+                self._give_back(keys, tats)
+                return self._verdict(keys, micros, spent=True)
+        return Verdict(True, 0, [_left(keys[k], tats[k], micros) for k in keys])
 
     def _spend(self, keys: Mapping[str, Any], micros: int) -> dict[str, int]:
         """Spend one request of each window that has some left, in one statement."""
@@ -1171,24 +1188,49 @@ class RateLimits:
 
     def sweep(self, now: float) -> None:
         """Forget whoever is not limited any more, and the soonest of too many."""
-        micros = int(now * 1_000_000)
-        self._execute("DELETE FROM bucket WHERE tat < ?", micros)
-        count = self._execute("SELECT count(*) FROM bucket").fetchone()[0]
-        if count > self.MAX_KEYS:  # the soonest to expire go first
-            self._execute(
-                "DELETE FROM bucket WHERE key IN "
-                "(SELECT key FROM bucket ORDER BY tat LIMIT ?)",
-                count - self.MAX_KEYS // 2,
-            )
+        with self._alone:
+            micros = int(now * 1_000_000)
+            self._execute("DELETE FROM bucket WHERE tat < ?", micros)
+            count = self._execute("SELECT count(*) FROM bucket").fetchone()[0]
+            if count > self.MAX_KEYS:  # the soonest to expire go first
+                self._execute(
+                    "DELETE FROM bucket WHERE key IN "
+                    "(SELECT key FROM bucket ORDER BY tat LIMIT ?)",
+                    count - self.MAX_KEYS // 2,
+                )
 
 
-class _LimitsFile(SqliteDatabase):
-    def _initialize_connection(self, conn: Any) -> None:
-        # By each connection: whoever tidies up /dev/shm may have deleted the file.
-        conn.execute(
+class LimitsFile(SqliteDatabase):
+    """The file of RateLimits: one connection, in memory-backed storage, never synced.
+
+    It is named after the database, so that all workers share it.
+    """
+
+    def __init__(self, sqlite_path: Path) -> None:
+        memory = Path("/dev/shm")  # noqa: S108 # shared on purpose
+        folder = memory if memory.is_dir() else Path(tempfile.gettempdir())
+        name = hashlib.blake2b(str(sqlite_path).encode(), digest_size=8).hexdigest()
+        super().__init__(
+            str(folder / f"frontdesk-{name}.limits"),
+            pragmas={"journal_mode": "wal", "synchronous": "off"},
+            timeout=2,
+            thread_safe=False,
+            check_same_thread=False,
+        )
+
+    def make(self) -> None:
+        """Make the file; again is harmless."""
+        self.connect()
+        self.close()
+
+    def connect(self, reuse_if_open: bool = False) -> bool:
+        """Open the file, and make it anew if somebody has tidied it away."""
+        opened = bool(super().connect(reuse_if_open))
+        statements(self)(
             "CREATE TABLE IF NOT EXISTS bucket "
             "(key TEXT PRIMARY KEY, tat INTEGER NOT NULL) WITHOUT ROWID"
         )
+        return opened
 
 
 @cache
@@ -1207,20 +1249,6 @@ def _left(window: Any, tat: int, micros: int) -> tuple[int, int]:
     """Return how many requests are left, and in how many seconds all will be."""
     left = window.quota - math.ceil((tat - micros) / window.step)
     return max(0, left), math.ceil((tat - micros) / 1_000_000)
-
-
-def _limits_database(sqlite_path: Path) -> Any:
-    """Open the rate limits' file: named after the database, so workers share it."""
-    memory = Path("/dev/shm")  # noqa: S108 # shared on purpose
-    folder = memory if memory.is_dir() else Path(tempfile.gettempdir())
-    name = hashlib.blake2b(str(sqlite_path).encode(), digest_size=8).hexdigest()
-    pragmas = {"journal_mode": "wal", "synchronous": "off"}
-    return _LimitsFile(
-        str(folder / f"frontdesk-{name}.limits"),
-        pragmas=pragmas,
-        timeout=2,
-        lock_type="IMMEDIATE",
-    )
 
 
 # --- the owner's view and the daily round ----------------------------------------

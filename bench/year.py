@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import models
 from models import DAY, Delivery, Hit, Message, Page, Subscriber, Visitor
-from spam import fingerprint
+from spam import read
 
 DAYS, PAGES, VISITORS = 365, 50, 1500
 START = 1_800_000_000 - 1_800_000_000 % DAY
@@ -38,7 +38,7 @@ def message(rng: random.Random, now: float) -> None:
             "client": "203.0.113.0",
             "spam_score": 0,
             "spam_reasons": [],
-            "echo": fingerprint(text),
+            "echo": read(text).fingerprint,
             "doubtful": False,
         },
         held=False,

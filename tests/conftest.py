@@ -109,14 +109,14 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
         path = Path(folder) / "frontdesk.db"
         shutil.copy(request.getfixturevalue("empty_sqlite"), path)
         delete_limits(path)
-        models.make_limits(path)
+        models.LimitsFile(path).make()
         yield f"sqlite:///{path}"
         delete_limits(path)
 
 
 def delete_limits(path: Path) -> None:
     """Delete the rate limits of a SQLite file: they lie elsewhere and outlive it."""
-    limits = Path(models._limits_database(path).database)
+    limits = Path(models.LimitsFile(path).database)
     for part in limits.parent.glob(f"{limits.name}*"):
         part.unlink(missing_ok=True)
 

@@ -596,7 +596,7 @@ def size_on_disk(desk: Desk) -> int:
     if path is None:
         sql = "SELECT pg_database_size(current_database())"
         return int(models.execute(sql).fetchone()[0])
-    limits = Path(models._limits_database(path).database)
+    limits = Path(models.LimitsFile(path).database)
     files = [*path.parent.glob(path.name + "*"), *limits.parent.glob(limits.name + "*")]
     return sum(file.stat().st_size for file in files)
 
@@ -724,6 +724,9 @@ def work(
     traced: list[str] = []
     if on_sqlite:
         models.database.connection().set_trace_callback(traced.append)
+        models.write(
+            lambda: models.database.connection().set_trace_callback(traced.append)
+        )
 
     def measure(act: Callable[[], Any]) -> Counter[str]:
         caplog.clear()

@@ -258,7 +258,7 @@ def test_the_image_holds_all_that_the_service_needs_and_nothing_else() -> None:
     inside = {path for path in top if any(Path(path).match(p) for p in let_in)}
     assert lines[0] == "*"
     assert {path for path in top if path.endswith(".py")} <= inside
-    assert {"openapi.yaml", "requirements.txt"} <= inside
+    assert {"openapi.yaml", "phrases.txt", "requirements.txt"} <= inside
     assert {"templates", "migrations"} <= set(let_in)
     assert not {"tests", "bench", "examples", ".git", ".venv"} & set(let_in)
 

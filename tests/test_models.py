@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from peewee import IntegrityError, SqliteDatabase
+from peewee import IntegrityError
 from playhouse.schema_diff import diff_models
 
 import models
@@ -73,9 +73,7 @@ class Committing:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.db = SqliteDatabase(
-            str(path), pragmas=models.SQLITE_PRAGMAS, timeout=10, lock_type="IMMEDIATE"
-        )
+        self.db = models.SqliteFile(path)
         self.db.execute_sql("CREATE TABLE t (n INTEGER PRIMARY KEY)")
         self.write = GroupCommit(self.db)
 
@@ -96,7 +94,7 @@ class Committing:
 def committing(tmp_path: Path) -> Iterator[Committing]:
     committing = Committing(tmp_path / "t.db")
     yield committing
-    committing.db.close()
+    committing.db.close_all()
 
 
 def threads_of(committing: Committing, jobs: list[Callable[[], Any]]) -> list[Any]:

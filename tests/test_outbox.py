@@ -570,15 +570,3 @@ def test_the_log_holds_nothing_personal(
     assert "outbox" in log
     for private in ("ada", "Lovelace", "secret", "a-token", "/private", "127.0"):
         assert private not in log
-
-
-def test_the_request_log_is_one_line_with_the_template(
-    desk: Desk, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO, "frontdesk")
-    answer = desk.client.simulate_get("/newsletter/confirm/a-token")
-    [line] = [record.getMessage() for record in caplog.records]
-    method, template, status, took, request_id = line.split()
-    assert (method, template, status) == ("GET", "/newsletter/confirm/{token}", "404")
-    assert took.endswith("ms")
-    assert request_id == answer.headers["x-request-id"]

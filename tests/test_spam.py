@@ -8,24 +8,30 @@ from typing import Any
 import pytest
 
 import spam
-from spam import ASK, HOLD, SIGNALS, Evidence, fingerprint, score
+from spam import ASK, HOLD
 
 CORPUS = Path(__file__).parent / "corpus"
 BARE = {"origin": False, "referer": False, "accept_language": False}
 HONEST = "Hello, are you free to photograph our wedding on 12 June near Leeds?"
 
 
-def evidence(message: str = HONEST, **known: Any) -> Evidence:
-    known = {"email": "a@example.com", "name": "Anna", "subject": "", **known}
-    return Evidence(text=message, **known)
+def judge(message: str = HONEST, **known: Any) -> tuple[int, list[str]]:
+    """Score a message; `known` is what else there is to know of it."""
+    words = {key: known.pop(key) for key in ("name", "subject") if key in known}
+    words["extra"] = known.pop("extra", {}).values()
+    return spam.score(spam.read(message, **{"name": "Anna", **words}), **known)
 
 
 def reasons(message: str = HONEST, **known: Any) -> str:
-    return "\n".join(score(evidence(message, **known))[1])
+    return "\n".join(judge(message, **known)[1])
 
 
 def points(message: str = HONEST, **known: Any) -> int:
-    return score(evidence(message, **known))[0]
+    return judge(message, **known)[0]
+
+
+def fingerprint(message: str) -> str:
+    return spam.read(message).fingerprint
 
 
 def corpus(name: str) -> list[dict[str, Any]]:
@@ -35,9 +41,9 @@ def corpus(name: str) -> list[dict[str, Any]]:
     return rows
 
 
-def as_evidence(row: dict[str, Any]) -> Evidence:
-    said = {k: v for k, v in row.items() if k not in ("lang", "kind", "held_out")}
-    return evidence(**said)
+def judge_row(row: dict[str, Any]) -> tuple[int, list[str]]:
+    apart = ("lang", "kind", "held_out", "email")
+    return judge(**{k: v for k, v in row.items() if k not in apart})
 
 
 # -- the corpus ------------------------------------------------------------------------
@@ -45,7 +51,7 @@ def as_evidence(row: dict[str, Any]) -> Evidence:
 
 def figures(rows: list[dict[str, Any]]) -> tuple[int, int]:
     """Return how many were held, and how many asked."""
-    totals = [score(as_evidence(row))[0] for row in rows]
+    totals = [judge_row(row)[0] for row in rows]
     return sum(n >= HOLD for n in totals), sum(ASK <= n < HOLD for n in totals)
 
 
@@ -88,18 +94,27 @@ def test_no_honest_message_is_held_and_nine_of_ten_spam_are_held_or_asked(
 
 
 def test_no_single_signal_but_the_honeypot_holds() -> None:
-    decisive = [signal.reason for signal in SIGNALS if signal.points >= HOLD]
-    assert decisive == ["the hidden field was filled in"]
+    signs: list[dict[str, Any]] = [{"honeypot": True}, {"seconds_on_page": 0}, BARE]
+    signs += [{"webdriver": True}, {"user_agent": False}, {"echoes": 3}]
+    assert [sign for sign in signs if points(**sign) >= HOLD] == [{"honeypot": True}]
+    assert all(points(**sign) > 0 for sign in signs)
+
+    links = "HTTP://BIT.LY/X HTTP://B.EXAMPLE [URL= CASINO SEO UNSUBSCRIBE"
+    extra = ["wаllеt", "viagra", "bitcoin"]
+    hits = spam.read(links, name="http://a", extra=extra).hits
+    hits += spam.read("hVnRcTgYbJkLpQz").hits
+    assert len({reason for _, reason in hits}) == 11
+    assert all(0 < points < HOLD for points, _ in hits)
 
 
 def test_all_that_the_words_alone_can_say_does_not_hold() -> None:
-    every_phrase = f"{spam.TOPICS} {spam.PITCHES}"
+    every_phrase = spam.PHRASES.read_text("utf-8")
     assert ASK <= points(every_phrase) < HOLD
 
 
 def test_every_reason_is_a_plain_sentence_even_with_hostile_values() -> None:
     hostile = "{e.email} {0} %s http://a.top [url=x] wаllеt {r.topics[9]} casino " * 3
-    found = evidence(
+    total, why = judge(
         hostile,
         name="{x}",
         subject="{",
@@ -111,21 +126,20 @@ def test_every_reason_is_a_plain_sentence_even_with_hostile_values() -> None:
         echoes=9,
         **BARE,
     )
-    total, why = score(found)
     assert total > HOLD
     assert all("{" not in reason for reason in why)
     assert "sent 0.5 s after the page was opened" in why
 
 
 def test_an_honest_message_from_a_browser_has_no_points() -> None:
-    assert score(evidence()) == (0, [])
+    assert judge() == (0, [])
 
 
 # -- how it was sent -------------------------------------------------------------------
 
 
 def test_a_filled_honeypot_holds_by_itself() -> None:
-    assert score(evidence(honeypot=True)) == (HOLD, ["the hidden field was filled in"])
+    assert judge(honeypot=True) == (HOLD, ["the hidden field was filled in"])
 
 
 @pytest.mark.parametrize("seconds", [0, 0.2, 2.9])
@@ -506,12 +520,10 @@ HOSTILE = [
 
 def seconds(unit: str, size: int) -> float:
     text = (unit * size)[:size]
-    filled = evidence(text, name=text[:200], subject=text[:200], extra={"a": text})
     best = 9.0
     for _ in range(3):
         start = time.perf_counter()
-        score(filled)
-        fingerprint(text)
+        spam.score(spam.read(text, text[:200], text[:200], [text]))
         best = min(best, time.perf_counter() - start)
     return best
 
@@ -524,10 +536,9 @@ def test_cost_grows_no_faster_than_the_text(unit: str) -> None:
 
 
 def test_a_form_filled_to_its_limits_is_read_in_bounds() -> None:
-    extra = {f"field{n}": "casino " * 285 for n in range(40)}
-    reading = spam._read(evidence("x " * 5_000, extra=extra))
-    assert reading.topics == ["casino"]
-    assert len(spam._fold("\ufdfa" * 50_000)) < 60_000
+    reading = spam.read("x " * 5_000, extra=["casino " * 285] * 40)
+    assert reading.hits == [(3, "typical of spam: “casino”")]
+    assert len("".join(*spam._fold(["\ufdfa" * 50_000]))) < 60_000
 
 
 def test_any_text_can_be_scored() -> None:

@@ -179,7 +179,7 @@ def test_after_retry_after_the_next_request_passes_and_not_earlier(desk: Desk) -
 @pytest.fixture
 def limits_path(tmp_path: Path) -> Iterator[Path]:
     """Where the limits of this test's SQLite file are kept; gone afterwards."""
-    path = Path(models._limits_database(tmp_path / "frontdesk.db").database)
+    path = Path(models.LimitsFile(tmp_path / "frontdesk.db").database)
     yield path
     if path.is_dir():
         path.rmdir()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from peewee import OperationalError, SqliteDatabase
+from peewee import OperationalError
 from playhouse.pool import PooledPostgresqlDatabase
 
 import models
@@ -86,7 +86,9 @@ def test_a_full_file_refuses_whole_requests_and_recovers(
 
 
 def set_pages(most: int) -> None:
-    models.execute(f"PRAGMA max_page_count = {most}").fetchone()
+    # A limit of the one connection that writes.
+    pragma = f"PRAGMA max_page_count = {most}"
+    models.write(lambda: models.execute(pragma).fetchone())
 
 
 @pytest.fixture
@@ -236,7 +238,7 @@ def test_a_backup_under_writes_is_consistent_and_delays_nobody(
 
 
 class Failing:
-    """A database whose n-th statement fails, BEGIN and COMMIT among them."""
+    """Makes the n-th statement fail, BEGIN and COMMIT among them."""
 
     left = 0  # statements until one fails; 0: none does
 
@@ -249,31 +251,41 @@ class Failing:
         finally:
             cls.left = 0
 
-    def step(self) -> None:
-        if Failing.left:
-            Failing.left -= 1
-            if not Failing.left:
+    @classmethod
+    def step(cls) -> None:
+        if cls.left:
+            cls.left -= 1
+            if not cls.left:
                 raise OperationalError("made to fail")
 
+
+class FailingCursor(sqlite3.Cursor):
+    def execute(self, sql: str, *args: Any) -> Any:
+        if not sql.startswith("ROLLBACK"):
+            Failing.step()
+        return super().execute(sql, *args)
+
+
+class FailingConnection(sqlite3.Connection):
+    def cursor(self, *args: Any) -> Any:
+        return super().cursor(FailingCursor)
+
+    def execute(self, sql: str, *args: Any) -> Any:
+        return self.cursor().execute(sql, *args)
+
+
+class FailingPostgres(PooledPostgresqlDatabase):
     def execute_sql(self, *args: Any) -> Any:
-        self.step()
-        return super().execute_sql(*args)  # type: ignore[misc]
+        Failing.step()
+        return super().execute_sql(*args)
 
     def begin(self, *args: Any) -> Any:
-        self.step()
-        return super().begin(*args)  # type: ignore[misc]
+        Failing.step()
+        return super().begin(*args)
 
     def commit(self) -> Any:
-        self.step()
-        return super().commit()  # type: ignore[misc]
-
-
-class FailingSqlite(Failing, SqliteDatabase):
-    pass
-
-
-class FailingPostgres(Failing, PooledPostgresqlDatabase):
-    pass
+        Failing.step()
+        return super().commit()
 
 
 @pytest.fixture
@@ -285,10 +297,8 @@ def failing_desk(make_desk: Callable[..., Desk], database_url: str) -> Iterator[
     models.close_database()
     path = sqlite_path(database_url)
     if path is not None:
-        failing: Any = FailingSqlite(
-            str(path), pragmas=models.SQLITE_PRAGMAS, lock_type="IMMEDIATE"
-        )
-        limits = models._limits_database(path)
+        failing: Any = models.SqliteFile(path, factory=FailingConnection)
+        limits: Any = models.LimitsFile(path)
     else:
         url = database_url.replace("postgres://", "postgresql://")
         failing = FailingPostgres(url, prefer_psycopg3=True, max_connections=4)
