@@ -21,7 +21,6 @@ import forms
 import models
 import owner
 import pages
-import spam
 from forms import Contact as ContactForm
 from forms import Rejected
 from mail import (
@@ -473,9 +472,8 @@ class Contact:
         contact = forms.contact(values)
         page = wants_page(req)
         next_url = self._site.next_url(req, values, contact.next, "/thanks")
-        score, reasons, echo = self._judge(req, contact, now)
-        doubtful = spam.ASK <= score < spam.HOLD
-        if doubtful and page and not self._pressed_send(values, contact):
+        score, echo = self._judge(req, contact, now)
+        if score.doubtful and page and not self._pressed_send(values, contact):
             self._ask(req, resp, values, contact, next_url)
             return
         message_id = Message.receive(
@@ -487,12 +485,12 @@ class Contact:
                 "fields": contact.extra,
                 "page": self._site.page(req, values),
                 "client": truncated(req.context.client),
-                "spam_score": score,
-                "spam_reasons": reasons,
+                "spam_score": score.points,
+                "spam_reasons": score.reasons,
                 "echo": echo,
-                "doubtful": doubtful and not page,
+                "doubtful": score.doubtful and not page,
             },
-            held=score >= spam.HOLD,
+            held=score.held,
             now=now,
             **self._keys(req, contact),
         )
@@ -503,13 +501,16 @@ class Contact:
 
     def _judge(
         self, req: Request, contact: ContactForm, now: float
-    ) -> tuple[int, list[str], str]:
+    ) -> tuple[Any, str]:
+        """Return a message's spam.Score, and the fingerprint of its text."""
+        import spam  # its patterns take 10 ms: with the first message, not at start
+
         seconds, webdriver = _session_data(req, now)
         reading = spam.read(
             contact.text, contact.name, contact.subject, contact.extra.values()
         )
         client = truncated(req.context.client)
-        score, reasons = spam.score(
+        score = spam.score(
             reading,
             honeypot=contact.honeypot,
             seconds_on_page=seconds,
@@ -520,7 +521,7 @@ class Contact:
             user_agent=bool(req.user_agent),
             echoes=Message.echoes(reading.fingerprint, client, now),
         )
-        return score, reasons, reading.fingerprint
+        return score, reading.fingerprint
 
     @staticmethod
     def _keys(req: Request, contact: ContactForm) -> dict[str, Any]:

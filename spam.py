@@ -109,6 +109,23 @@ def read(
     return Reading(hits, _fingerprint(words))
 
 
+class Score(NamedTuple):
+    """How much a message looks like spam, and why."""
+
+    points: int
+    reasons: list[str]
+
+    @property
+    def doubtful(self) -> bool:
+        """Tell whether a plain form's sender is asked, and other mail is marked."""
+        return ASK <= self.points < HOLD
+
+    @property
+    def held(self) -> bool:
+        """Tell whether the message is kept back."""
+        return self.points >= HOLD
+
+
 def score(
     reading: Reading,
     *,
@@ -120,7 +137,7 @@ def score(
     accept_language: bool = True,
     user_agent: bool = True,
     echoes: int = 0,  # other clients that sent a near-identical text within a day
-) -> tuple[int, list[str]]:
+) -> Score:
     """Return the points of a message, and the reason for each in plain words."""
     hits: list[Hit] = []
     if honeypot:
@@ -139,7 +156,7 @@ def score(
     if echoes > 2:
         hits.append((3, f"from {echoes} other clients, in fact"))
     hits += reading.hits
-    return sum(points for points, _ in hits), [reason for _, reason in hits]
+    return Score(sum(points for points, _ in hits), [reason for _, reason in hits])
 
 
 def _split_links(text: str) -> tuple[list[str], str]:
