@@ -499,9 +499,7 @@ class Contact:
             raise falcon.HTTPSeeOther(next_url)
         succeed(resp, next_url, "Thank you, your message is on its way.", id=message_id)
 
-    def _judge(
-        self, req: Request, contact: ContactForm, now: float
-    ) -> tuple[Any, str]:
+    def _judge(self, req: Request, contact: ContactForm, now: float) -> tuple[Any, str]:
         """Return a message's spam.Score, and the fingerprint of its text."""
         import spam  # its patterns take 10 ms: with the first message, not at start
 

@@ -114,6 +114,12 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
         delete_limits(path)
 
 
+def limit_pages(most: int) -> None:
+    """Let the SQLite file grow to so many pages, a limit of its writer."""
+    pragma = f"PRAGMA max_page_count = {most}"
+    models.write(lambda: models.execute(pragma).fetchone())
+
+
 def delete_limits(path: Path) -> None:
     """Delete the rate limits of a SQLite file: they lie elsewhere and outlive it."""
     limits = Path(models.LimitsFile(path).database)

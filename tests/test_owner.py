@@ -17,7 +17,7 @@ from peewee import SqliteDatabase
 import models
 from models import DAY, Delivery, Message, Receipt, Subscriber
 from settings import VERSION, Window
-from tests.conftest import NOON, TOKEN, Clock, Desk
+from tests.conftest import NOON, TOKEN, Clock, Desk, limit_pages
 
 EMAIL = "ada@example.com"
 FOR_OWNER = [
@@ -179,11 +179,11 @@ def test_health_is_503_when_the_database_fails(desk: Desk, table: str) -> None:
 def full_disk() -> Iterator[None]:
     """Let the SQLite file grow no further."""
     (pages,) = models.execute("PRAGMA page_count").fetchone()
-    models.execute(f"PRAGMA max_page_count = {pages}")
+    limit_pages(pages)
     try:
         yield
     finally:
-        models.execute("PRAGMA max_page_count = 1000000")
+        limit_pages(1_000_000)
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

@@ -16,7 +16,7 @@ from playhouse.pool import PooledPostgresqlDatabase
 
 import models
 from settings import sqlite_path
-from tests.conftest import TOKEN, Desk, Server, serving
+from tests.conftest import TOKEN, Desk, Server, limit_pages, serving
 from tests.faults.conftest import (
     NO_LIMITS,
     Load,
@@ -66,7 +66,7 @@ def test_a_full_file_refuses_whole_requests_and_recovers(
     desk = make_desk(contact_limit=(), newsletter_limit=(), hits_limit=())
     get_health = desk.client.simulate_get
     for cycle in range(size(10, 100)):
-        set_pages(models.execute("PRAGMA page_count").fetchone()[0])
+        limit_pages(models.execute("PRAGMA page_count").fetchone()[0])
         answer = desk.post(*contact(BIG + str(cycle)))
         while answer.status_code == 200:
             answer = desk.post(*contact(BIG))
@@ -78,17 +78,11 @@ def test_a_full_file_refuses_whole_requests_and_recovers(
             health = get_health("/health")
             assert health.status_code == 503
             assert health.json["database"] == "error"
-        set_pages(2**30)
+        limit_pages(2**30)
         assert desk.post(*contact(BIG)).status_code == 200
         assert get_health("/health").status_code == 200
     assert models.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     assert len(desk.drain()) == len(desk.messages())
-
-
-def set_pages(most: int) -> None:
-    # A limit of the one connection that writes.
-    pragma = f"PRAGMA max_page_count = {most}"
-    models.write(lambda: models.execute(pragma).fetchone())
 
 
 @pytest.fixture
