@@ -120,8 +120,9 @@ def url(app: Frontdesk) -> Iterator[str]:
 
 
 # A schema cannot say which of several addresses counts, how long a text is once it is
-# cleaned, that a list within a list vanishes from a multipart body, how long an unknown
-# field's name may be, or that an address has no control characters.
+# cleaned, that a list within a list vanishes from a multipart body and all else of one
+# becomes text, how long an unknown field's name may be, or that an address has no
+# control characters.
 DEBATABLE = schemathesis.checks.CHECKS.get_by_names(
     ["positive_data_acceptance", "negative_data_rejection"]
 )
@@ -142,15 +143,14 @@ def debatable(case: schemathesis.Case) -> bool:
     """Tell whether the body or path holds what the schema cannot say."""
     body = case.body
     fields = body if isinstance(body, dict) else {}
+    lists = [value for value in fields.values() if isinstance(value, list)]
+    items = [item for value in lists for item in value]
+    as_text = case.media_type not in forms.JSON_TYPES  # true arrives as "true"
     unsayable = (
         sum(name in fields for name in forms.ADDRESS) > 1,
         any(len(name) > 100 for name in fields),
-        any(
-            isinstance(item, (list, dict))
-            for value in fields.values()
-            if isinstance(value, list)
-            for item in value
-        ),
+        any(isinstance(item, (list, dict)) for item in items),
+        as_text and not all(isinstance(item, str) for item in items),
         not str((case.path_parameters or {}).get("email", "")).isprintable(),
     )
     return any(unsayable) or any(
