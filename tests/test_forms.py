@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+from email_validator import validate_email
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -75,10 +76,20 @@ def test_clean_text_is_nfc_without_controls_and_stays_so(text: str) -> None:
         (".ada@example.com", None),
         ("\ufffd@example.com", None),
         ("a" * 250 + "@example.com", None),
+        *((f"ada@desk.{name}", None) for name in ("local", "arpa", "onion", "invalid")),
+        ("ada@xn--a.example", None),
+        ("ada@a--b.example", "ada@a--b.example"),
     ],
 )
 def test_an_address_is_one_mailbox_or_none(text: str, address: str | None) -> None:
     assert valid_email(text) == address
+
+
+@properties
+@given(st.from_regex(forms._EVERYDAY, fullmatch=True))
+def test_an_everyday_address_is_one_for_the_library_too(text: str) -> None:
+    known = validate_email(text, check_deliverability=False, test_environment=True)
+    assert known.ascii_email == text == valid_email(text)
 
 
 @properties

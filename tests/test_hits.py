@@ -15,7 +15,7 @@ import forms
 import models
 from models import DAY, Hit, Setting, Visitor
 from settings import Window
-from tests.conftest import Clock, Desk
+from tests.conftest import NOON, Clock, Desk
 
 CHROME = (
     "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) "
@@ -708,3 +708,9 @@ def test_large_counts_have_commas(desk: Desk) -> None:
     assert "hits: 1,234,567" in texts(badge.text)
     shield = desk.client.simulate_get("/hits/shield?page=/about")
     assert shield.json["message"] == "1,234,567"
+
+
+def test_an_unknown_page_is_not_counted_and_nobody_was_there(desk: Desk) -> None:
+    assert Hit.count("/never", "a-hash", NOON) is None
+    assert models.execute("SELECT count(*) FROM visitor").fetchone()[0] == 0
+    assert Hit.select().count() == 0

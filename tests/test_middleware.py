@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import ipaddress
 import re
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -391,6 +393,13 @@ def test_a_request_is_one_line_without_what_was_sent(
     )
     (line,) = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"POST /contact 200 \d+\.\dms my-id", line)
+
+
+def test_a_log_that_nobody_reads_any_more_costs_no_answer(desk: Desk) -> None:
+    closed = io.StringIO()
+    closed.close()
+    with redirect_stdout(closed):
+        assert desk.post("/contact", FORM).status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -392,6 +392,24 @@ def test_the_limits_of_a_file_survive_a_restart(database_url: str) -> None:
         models.close_database()
 
 
+def test_who_is_refused_spends_nothing(opened: str) -> None:
+    windows = (Window(5, 60), Window(1, 3600))
+    take = models.limits.take
+    assert take("k", windows, NOON).allowed
+    for _ in range(9):
+        assert take("k", windows, NOON).retry_after == 3600
+    assert take("k", windows, NOON, spend=False).left == [(4, 12), (0, 3600)]
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_limits_file_that_is_tidied_away_is_made_anew(opened: str) -> None:
+    assert models.limits.take("k", (Window(1, 60),), NOON).allowed
+    models.limits.close()
+    delete_limits(sqlite_path(opened))
+    verdicts = [models.limits.take("k", (Window(1, 60),), NOON) for _ in range(2)]
+    assert [verdict.allowed for verdict in verdicts] == [True, False]
+
+
 def test_what_is_not_limited_any_more_is_forgotten(opened: str) -> None:
     for n in range(20):
         models.limits.take(f"k{n}", BURST[:1], NOON)

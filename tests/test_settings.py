@@ -80,6 +80,7 @@ def test_the_defaults_are_the_contracts() -> None:
         ("TRUSTED_HOPS", "2", "trusted_hops", 2),
         ("CLIENT_IP_HEADER", "Fly-Client-IP", "client_ip_header", "Fly-Client-IP"),
         ("CONTACT_LIMIT", "1/second", "contact_limit", (Window(1, 1),)),
+        ("CONTACT_LIMIT", "9/day;2/day", "contact_limit", (Window(2, 86400),)),
         (
             "NEWSLETTER_LIMIT",
             "2/minute; 9/day",
