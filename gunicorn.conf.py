@@ -122,6 +122,8 @@ class worker_class(ThreadWorker):
         """
         if not self.alive or self.tpool._work_queue.qsize():
             return False
+        if conn.parser.unreader.buf.getvalue():  # it is here already
+            return True
         poll = select.poll()
         poll.register(conn.sock, select.POLLIN)
         return bool(poll.poll(BUSY_MILLISECONDS))
@@ -156,7 +158,8 @@ class worker_class(ThreadWorker):
     def murder_pending(self):
         if self.nr_conns > 0.9 * self.worker_connections:
             for idle in (self.pending_conns, self.keepalived_conns):
-                for conn in itertools.islice(idle, self.worker_connections // 10):
+                # A copy: the threads give connections back meanwhile.
+                for conn in list(itertools.islice(idle, self.worker_connections // 10)):
                     conn.timeout = 0
             self.murder_keepalived()
         super().murder_pending()
@@ -171,8 +174,7 @@ class worker_class(ThreadWorker):
         """Stop the outbox while the last requests are answered, wait for no idler."""
         outbox = self.wsgi.outbox
         threading.Thread(target=outbox.stop, args=(HAND_BACK_SECONDS,)).start()
-        super()._cap_keepalive(deadline)
-        for conn in self.pending_conns:
+        for conn in [*self.keepalived_conns, *self.pending_conns]:
             conn.timeout = min(conn.timeout, deadline)
 
     def handle_error(self, req, client, addr, exc):

@@ -33,6 +33,7 @@ from peewee import (
     IntegerField,
     InterfaceError,
     Model,
+    OperationalError,
     SqliteDatabase,
     TextField,
     fn,
@@ -42,9 +43,8 @@ log = logging.getLogger("frontdesk")
 
 T = TypeVar("T")
 
-# What a database that is full, gone or broken raises.
-# (sqlite3's own: an INSERT with RETURNING commits while its row is fetched, which
-# peewee does not translate.)
+# What a database that is full, gone or broken raises; sqlite3's own errors come from
+# what goes past peewee (see statements()).
 StorageError: tuple[type[Exception], ...] = (
     DatabaseError,
     InterfaceError,
@@ -141,8 +141,11 @@ class SqliteFile(SqliteDatabase):
             yield
             writer.execute("COMMIT")
         except BaseException:
-            if writer.in_transaction:  # a full disk has rolled it back already
-                writer.execute("ROLLBACK")
+            with suppress(sqlite3.Error):
+                if writer.in_transaction:  # a full disk has rolled it back already
+                    writer.execute("ROLLBACK")
+            if writer.in_transaction:  # of no use any more
+                self._writer.close()
             raise
         finally:
             self._here.writer = None
@@ -191,6 +194,7 @@ def migrate(url: str, sqlite_path: Path | None) -> None:
 def _run_migrations(db: Any) -> None:
     directory = Path(__file__).with_name("migrations")
     newest = max(path.stem for path in directory.glob("[0-9]*.py"))
+    db.connect(reuse_if_open=True)
     with suppress(*StorageError):  # there is no such table yet
         sql = "SELECT max(name) FROM schema_migration"
         if (statements(db)(sql).fetchone()[0] or "") >= newest:
@@ -281,8 +285,7 @@ def statements(db: Any) -> Callable[..., Any]:
     return lambda sql, *params: db.execute_sql(sql.replace("?", db.param), params)
 
 
-# Runs one on the database that the models are bound to.
-execute: Callable[..., Any] = statements(database)
+execute: Callable[..., Any]  # on the database that the models are bound to
 
 
 def insert(table: str, row: Mapping[str, object], conflict: str = "") -> bool:
@@ -336,6 +339,8 @@ class GroupCommit:
         with self._turn:
             if not job.done:
                 self._commit()
+        if not job.done:  # the leader died with it
+            raise OperationalError("not committed")
         if job.error is not None:
             raise job.error
         return job.result
@@ -1129,9 +1134,8 @@ class Verdict(NamedTuple):
 class RateLimits:
     """The generic cell rate algorithm on a table that all workers share.
 
-    On SQLite it is a file of its own in memory-backed storage, never synced, because
-    the main database's commits would cost ten times as much; on Postgres the
-    database itself, so that limits hold across machines.
+    On SQLite that is a LimitsFile, because the main database's commits would cost ten
+    times as much; on Postgres the database itself, so that limits hold across machines.
     """
 
     MAX_KEYS = 200_000
@@ -1195,7 +1199,9 @@ class RateLimits:
             wait = max(wait, tat - window.tolerance - micros)
             left.append(_left(window, tat, micros))
         seconds = math.ceil(wait / 1_000_000)
-        return Verdict(seconds <= 0, max(seconds, 1) if spent else seconds, left)
+        return Verdict(
+            not spent and seconds <= 0, max(seconds, 1) if spent else seconds, left
+        )
 
     def sweep(self, now: float) -> None:
         """Forget whoever is not limited any more, and the soonest of too many."""
@@ -1224,7 +1230,7 @@ class LimitsFile(SqliteDatabase):
         super().__init__(
             str(folder / f"frontdesk-{name}.limits"),
             pragmas={"journal_mode": "wal", "synchronous": "off"},
-            timeout=2,
+            timeout=0.5,  # all threads wait one after the other
             thread_safe=False,
             check_same_thread=False,
         )
@@ -1237,10 +1243,14 @@ class LimitsFile(SqliteDatabase):
     def connect(self, reuse_if_open: bool = False) -> bool:
         """Open the file, and make it anew if somebody has tidied it away."""
         opened = bool(super().connect(reuse_if_open))
-        statements(self)(
-            "CREATE TABLE IF NOT EXISTS bucket "
-            "(key TEXT PRIMARY KEY, tat INTEGER NOT NULL) WITHOUT ROWID"
-        )
+        try:
+            statements(self)(
+                "CREATE TABLE IF NOT EXISTS bucket "
+                "(key TEXT PRIMARY KEY, tat INTEGER NOT NULL) WITHOUT ROWID"
+            )
+        except sqlite3.Error:
+            self.close()
+            raise
         return opened
 
 
