@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, wraps
 from io import BytesIO
-from typing import Any, TypedDict
+from typing import Any, TypedDict, TypeVar
 from urllib.parse import parse_qsl, quote, unquote, urljoin, urlsplit
 
 import falcon
 from falcon import Request
 from falcon.media import MultipartFormHandler
+
+T = TypeVar("T")
 
 MAX_BODY = 64 * 1024
 MAX_EXTRA_FIELDS = 40
@@ -39,9 +40,8 @@ LEFTOVERS = frozenset(
         *("cf-turnstile-response", "_cc", "ccemail", "_autoresponse", "_webhook"),
     )
 )
-KNOWN = frozenset(
-    (*ADDRESS, *TEXT, *NAME, *SUBJECT, *NEXT, *HONEYPOTS, PROOF, FROM, *LEFTOVERS)
-) | {part for pair in NAME_PAIRS for part in pair}
+SERVICE = LEFTOVERS.union(NEXT, HONEYPOTS, (PROOF, FROM))
+KNOWN = SERVICE.union(ADDRESS, TEXT, NAME, SUBJECT, *NAME_PAIRS)
 
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _SURROGATES = re.compile("[\ud800-\udfff]")
@@ -106,40 +106,45 @@ def read_bytes(req: Request) -> bytes:
     return bytes(body)
 
 
+def _parser(parse: Callable[[Request], T]) -> Callable[[Request], T]:
+    """Parsers fail in many ways, the answer is one."""
+
+    @wraps(parse)
+    def parse_or_refuse(req: Request) -> T:
+        try:
+            return parse(req)
+        except Rejected:
+            raise
+        except Exception as error:
+            raise _malformed() from error
+
+    return parse_or_refuse
+
+
+@_parser
 def read(req: Request) -> dict[str, str]:
     """Return a form as a flat dict of clean text, whatever type the body has.
 
     Raises Rejected: 400 MALFORMED, 413, 415, 422 for files and nested values.
     """
-    with _parsing():
-        return _flat(_pairs(media_type(req), read_bytes(req), req.content_type or ""))
+    return _flat(_pairs(media_type(req), read_bytes(req), req.content_type or ""))
 
 
+@_parser
 def read_page(req: Request) -> str | None:
     """Return the page that a hit names, as it was sent; a beacon may hold just that.
 
     Raises Rejected like read().
     """
     kind, body = media_type(req), read_bytes(req)
-    with _parsing():
-        if kind == "text/plain" and body.lstrip()[:1] == b'"':
-            return str(json.loads(body))
-        if kind == "text/plain" and body.lstrip()[:1] != b"{":
-            return body.decode()
-        value = dict(_pairs(kind, body, req.content_type or "")).get("page")
-        if value is FILE:
-            raise _no_files({})
-        return None if value is None else _text_of("page", value, str)
-
-
-@contextmanager
-def _parsing() -> Iterator[None]:
-    try:
-        yield
-    except Rejected:
-        raise
-    except Exception as error:  # parsers fail in many ways, the answer is one
-        raise _malformed() from error
+    if kind == "text/plain" and body.lstrip()[:1] == b'"':
+        return str(json.loads(body))
+    if kind == "text/plain" and body.lstrip()[:1] != b"{":
+        return body.decode()
+    value = dict(_pairs(kind, body, req.content_type or "")).get("page")
+    if value is FILE:
+        raise _no_files({})
+    return None if value is None else _text_of("page", value, str)
 
 
 def _pairs(kind: str, body: bytes, content_type: str) -> Iterable[tuple[str, Any]]:
@@ -166,7 +171,7 @@ def _parts(body: bytes, content_type: str) -> Iterable[tuple[str, Any]]:
 
 
 def _json_object(body: bytes) -> Iterable[tuple[str, Any]]:
-    value = _JSON.decode(body.decode("utf-8-sig"))
+    value = _JSON.decode(body.decode().removeprefix("\ufeff"))
     if not isinstance(value, dict):
         raise _malformed("The body must be a JSON object.")
     return value.items()
@@ -189,8 +194,8 @@ def _flat(pairs: Iterable[tuple[str, Any]]) -> dict[str, str]:
         name = " ".join(clean(raw_name).split())
         text = _text_of(name, value, clean)
         if name and value is not None:
-            texts = (values.get(name, ""), text)
-            values[name] = ", ".join(filter(None, texts))
+            before = values.get(name)
+            values[name] = f"{before}, {text}" if before and text else before or text
     if files:
         raise _no_files(values)
     return values
@@ -198,6 +203,8 @@ def _flat(pairs: Iterable[tuple[str, Any]]) -> dict[str, str]:
 
 def _text_of(name: str, value: Any, text: Callable[[str], str]) -> str:
     """Return a field's value as text, a list's items joined."""
+    if isinstance(value, str):
+        return text(value)
     items = value if isinstance(value, list) else [value]
     if any(isinstance(item, (dict, list)) for item in items):
         problem = _error("TYPE_TEXT", "A field must be text.", name)
@@ -296,9 +303,10 @@ class _Check:
 
     def named(self, aliases: tuple[str, ...], default: str) -> str:
         """Return the alias that was filled in, else one that was sent."""
-        sent = [alias for alias in aliases if alias in self.values]
-        filled = [alias for alias in sent if self.values[alias]]
-        return (filled or sent or [default])[0]
+        for alias in aliases:
+            if self.values.get(alias):
+                return alias
+        return next((alias for alias in aliases if alias in self.values), default)
 
     def first(self, aliases: tuple[str, ...]) -> str:
         return self.values.get(self.named(aliases, aliases[0]), "")
@@ -352,10 +360,8 @@ class _Check:
         kept = {}
         taken = {self.values.get(name) for name in self.used}
         for name, value in self.values.items():
-            service = name in LEFTOVERS or name in NEXT or name in HONEYPOTS
             repeated = name in KNOWN and (not value or value in taken)
-            ours = name in self.used or name in (PROOF, FROM)
-            if ours or service or repeated:
+            if name in self.used or name in SERVICE or repeated:
                 continue
             kept[name] = value
             if len(name) > 100 or len(value) > 2000:
@@ -368,7 +374,7 @@ class _Check:
         return kept
 
     def honeypot(self) -> bool:
-        filled = (self.values.get(name, "") for name in HONEYPOTS)
+        filled = [self.values[name] for name in HONEYPOTS if name in self.values]
         return any(value and value != "false" for value in filled)
 
     def done(self) -> None:

@@ -38,6 +38,8 @@ DIGEST_ITEMS = 50
 BACKOFF = (5, 15, 60, 300, 900, 1800, 3600, 7200, *[14400] * 6, *[28800] * 6)
 TIMEOUT = (3, 10)  # seconds to connect, and between bytes
 LEASE = 60  # seconds, longer than the worst attempt: two requests
+REST = 9  # times the work of a delivery: a tenth of a core is its share
+MAX_REST = 0.1  # seconds, for who waits for the end
 PAUSE = 20  # seconds between tries while Mailjet refuses our keys
 IDLE = 30  # seconds between looks for what another worker left due
 MAX_RETRY_AFTER = 3600
@@ -240,6 +242,10 @@ class TryLater(Exception):
         self.retry_after = min(retry_after, MAX_RETRY_AFTER)
 
 
+class NoAnswer(TryLater):
+    """Nobody is there, for this delivery as for the next one."""
+
+
 class Transport(Protocol):
     """Where mails and list changes go."""
 
@@ -396,7 +402,7 @@ class Mailjet:
             cause = error.__cause__ if isinstance(error, ApiError) else error
             response = getattr(cause, "response", None)
             if response is None:
-                raise TryLater(type(error).__name__) from None
+                raise NoAnswer(type(error).__name__) from None
             raise _failure_of(response) from None
         if answer.status_code >= 300:
             raise _failure_of(answer)
@@ -519,8 +525,11 @@ class Outbox:
             delivery = Delivery.claim(now, LEASE)
             if delivery is not None:
                 self._holding = delivery
+                started = time.thread_time()
                 self._deliver(delivery)
                 self._holding = None
+                # Visitors go first, and who clears a backlog is in no hurry.
+                time.sleep(min(REST * (time.thread_time() - started), MAX_REST))
 
     def _deliver(self, delivery: Delivery) -> None:
         try:
@@ -532,6 +541,8 @@ class Outbox:
             # Due at once: this thread waits, and a restart with better keys does not.
             delivery.put_back(now, str(error), delivery.attempts - 1)
         except TryLater as error:
+            if isinstance(error, NoAnswer):
+                self.paused_until = self._clock() + BACKOFF[0]
             self._later(delivery, str(error), error.retry_after)
         except Refused as error:
             self._bury(delivery, str(error))

@@ -35,6 +35,9 @@ class MoveError(Exception):
     """A reason not to move."""
 
 
+TROUBLE: tuple[type[Exception], ...] = (MoveError, OSError, *models.StorageError)
+
+
 def move(source_url: str, target_url: str) -> dict[str, int]:
     """Copy all rows and return how many there are of each table.
 
@@ -91,7 +94,7 @@ def main(arguments: list[str]) -> int:
         return 2
     try:
         moved = move(*arguments)
-    except (MoveError, OSError, *models.StorageError) as error:
+    except TROUBLE as error:
         # Its first line only: the rest may hold values.
         print(f"Nothing was moved: {str(error).splitlines()[0]}", file=sys.stderr)
         return 1

@@ -18,6 +18,7 @@ from falcon import Request, Response
 
 import forms
 import models
+from answers import succeed
 from mail import Outbox, Transport
 from models import Delivery, Message
 from settings import VERSION, Settings, sqlite_path
@@ -181,14 +182,8 @@ class People:
             raise forms.wrong("email", "TYPE_EMAIL", message)
         messages, subscribers = models.erase(address, self._clock(), self._sync)
         self._outbox.nudge()
-        resp.media = {
-            "ok": True,
-            "success": True,
-            "next": "",
-            "message": f"Erased {messages} messages and {subscribers} subscriptions.",
-            "messages": messages,
-            "subscribers": subscribers,
-        }
+        erased = f"Erased {messages} messages and {subscribers} subscriptions."
+        succeed(resp, "", erased, messages=messages, subscribers=subscribers)
 
 
 class Doctor:
@@ -229,12 +224,7 @@ class Doctor:
         now = self._clock()
         models.write(lambda: Delivery.add("test", "", now))
         self._outbox.nudge()
-        resp.media = {
-            "ok": True,
-            "success": True,
-            "next": "",
-            "message": "A test mail is on its way to MAIL_TO.",
-        }
+        succeed(resp, "", "A test mail is on its way to MAIL_TO.")
 
     def _database(self) -> Iterator[Check]:
         path = sqlite_path(self._settings.database_url)

@@ -29,18 +29,19 @@ class SettingsError(Exception):
         self.problems = problems
 
 
-class Window(NamedTuple):
+@dataclass(frozen=True)
+class Window:
     """So many requests in so many seconds."""
 
     quota: int
     seconds: int
 
-    @property
+    @cached_property
     def step(self) -> int:
         """Return how often one may come in the long run: microseconds."""
         return self.seconds * 1_000_000 // self.quota
 
-    @property
+    @cached_property
     def tolerance(self) -> int:
         """Return how far ahead of that one may be, so that a burst passes."""
         return self.step * (self.quota - 1)

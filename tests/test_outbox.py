@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
@@ -20,6 +21,7 @@ from mail import (
     KeysRefused,
     Links,
     Mailjet,
+    NoAnswer,
     Outbox,
     Refused,
     TryLater,
@@ -61,6 +63,13 @@ def another_outbox(desk: Desk, transport: Any = None) -> tuple[Outbox, Any]:
 
 def failing(desk: Desk, error: Exception | None) -> None:
     desk.mailbox.fail = lambda mail: error
+
+
+def failed_tries(desk: Desk, error: Exception) -> list[float]:
+    """Let each try fail from now on, and return the growing list of their times."""
+    tries: list[float] = []
+    desk.mailbox.fail = lambda mail: tries.append(desk.clock()) or error
+    return tries
 
 
 # --- queueing --------------------------------------------------------------------
@@ -118,8 +127,7 @@ def test_what_was_erased_meanwhile_is_not_sent(desk: Desk) -> None:
 def test_a_failed_try_is_repeated_later_and_later(desk: Desk, clock: Clock) -> None:
     write(desk)
     failing(desk, TryLater("Mailjet answered 500"))
-    tries = []
-    desk.mailbox.fail = lambda mail: tries.append(clock()) or TryLater("no")
+    tries = failed_tries(desk, TryLater("no"))
     for _ in range(4):
         desk.drain()
         desk.drain()  # not before it is due
@@ -206,8 +214,7 @@ def test_refused_keys_pause_the_queue_and_lose_nothing(
 ) -> None:
     for n in range(3):
         write(desk, f"text {n}")
-    tries = []
-    desk.mailbox.fail = lambda mail: tries.append(clock()) or KeysRefused("401")
+    tries = failed_tries(desk, KeysRefused("401"))
     for _ in range(3):
         desk.drain()
         desk.drain()
@@ -221,6 +228,39 @@ def test_refused_keys_pause_the_queue_and_lose_nothing(
     clock.advance(PAUSE)
     assert len(desk.drain()) == 3
     assert waiting() == []
+
+
+def test_where_nobody_answers_one_try_finds_out(desk: Desk, clock: Clock) -> None:
+    for n in range(3):
+        write(desk, f"text {n}")
+    tries = failed_tries(desk, NoAnswer("refused"))
+    for _ in range(3):
+        desk.drain()
+        write(desk, f"one more at {clock()}")
+        desk.drain()
+        clock.advance(BACKOFF[0])
+    assert tries == [NOON, NOON + BACKOFF[0], NOON + 2 * BACKOFF[0]]
+    failing(desk, None)
+    assert len(desk.drain()) > 3
+    clock.advance(sum(BACKOFF[:3]))
+    assert len(desk.drain()) == 6
+    assert waiting() == []
+
+
+def test_a_backlog_leaves_the_processor_to_visitors(desk: Desk) -> None:
+    for n in range(4):
+        write(desk, f"text {n}")
+
+    def work(mail: dict[str, Any]) -> None:
+        started = time.thread_time()
+        while time.thread_time() < started + 0.005:
+            pass
+
+    desk.mailbox.fail = work
+    wall, busy = time.monotonic(), time.thread_time()
+    assert len(desk.drain()) == 4
+    wall, busy = time.monotonic() - wall, time.thread_time() - busy
+    assert wall > 4 * busy
 
 
 # --- sharing ---------------------------------------------------------------------
@@ -568,5 +608,5 @@ def test_the_log_holds_nothing_personal(
         if record.name.startswith("frontdesk")
     )
     assert "outbox" in log
-    for private in ("ada", "Lovelace", "secret", "a-token", "/private", "127.0"):
+    for private in ("ada@", "Lovelace", "secret", "a-token", "/private", "127.0"):
         assert private not in log

@@ -177,7 +177,8 @@ def test_health_is_503_when_the_database_fails(desk: Desk, table: str) -> None:
 
 @contextmanager
 def full_disk() -> Iterator[None]:
-    """Let the SQLite file grow no further."""
+    """Let the SQLite file grow no further, and have no page to spare."""
+    models.execute("VACUUM")
     (pages,) = models.execute("PRAGMA page_count").fetchone()
     limit_pages(pages)
     try:
@@ -434,7 +435,7 @@ def test_erasing_a_person_leaves_nothing_of_them(desk: Desk) -> None:
         str(list(table.select().dicts()))
         for table in (Message, Subscriber, Delivery, Receipt, models.Setting)
     ]
-    assert "ada" not in " ".join(everything).lower()
+    assert "ada@" not in " ".join(everything).lower()  # "ada" alone can be in a hash
 
 
 def test_erasing_covers_more_messages_than_a_statement_takes(desk: Desk) -> None:

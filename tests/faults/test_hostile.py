@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -24,6 +25,7 @@ from tests.faults.conftest import (
     size,
     workers,
 )
+from worker import READ_SECONDS
 
 THREADS = 8
 HEAD = b"POST /contact HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -101,6 +103,29 @@ def test_trickling_clients_do_not_stop_the_others(server: Server) -> None:
     print(f"{seconds:.1f} s")
 
 
+def test_the_rest_of_a_body_that_came_too_late_is_no_request(server: Server) -> None:
+    """Around the deadline, every moment brings what would make a request."""
+    inner = b"GET /thanks HTTP/1.1\r\nA: b\r\n\r\n"
+    received = dict.fromkeys(range(THREADS), b"")
+    with ExitStack() as stack:
+        head = HEAD + b"Content-Length: 60000\r\n\r\n{"
+        socks = [stack.enter_context(raw(server, head)) for _ in received]
+        started = time.monotonic()
+        time.sleep(READ_SECONDS - 0.5)
+        for sock in socks:
+            sock.settimeout(0)
+        while time.monotonic() < started + READ_SECONDS + 2:
+            for n, sock in enumerate(socks):
+                with suppress(OSError):
+                    received[n] += sock.recv(65536)
+                with suppress(OSError):
+                    sock.send(inner)
+            time.sleep(0.001)
+    for answers in received.values():
+        assert answers.startswith(b"HTTP/1.1 400 ")
+        assert answers.count(b"HTTP/1.1 ") == 1
+
+
 def test_clients_that_never_close_hold_nobody_up(server: Server) -> None:
     request = HEAD + b"Connection: close\r\nContent-Length: 2\r\n\r\n{}"
     worst = 0.0
@@ -131,6 +156,23 @@ def test_more_idle_connections_than_the_server_takes_shut_nobody_out(
 ) -> None:
     with ExitStack() as stack:
         for _ in range(1100):
+            stack.enter_context(raw(server))
+        seconds = seconds_for_a_healthy_request(server)
+    assert seconds < 10
+    print(f"{seconds:.1f} s")
+
+
+def test_idle_connections_never_take_the_last_file(
+    serve: Callable[..., Server],
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
+    try:
+        server = serve(**NO_LIMITS)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with ExitStack() as stack:
+        for _ in range(220):
             stack.enter_context(raw(server))
         seconds = seconds_for_a_healthy_request(server)
     assert seconds < 10
