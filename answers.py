@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import Mapping
 from functools import lru_cache
+from traceback import extract_tb
 from typing import Any
 
 import falcon
@@ -18,9 +19,6 @@ from settings import Settings, origin_of
 
 log = logging.getLogger("frontdesk")
 
-# Sent again as it came: urlencoded, a text that is not Latin takes three times the
-# bytes, and what was just read would be too large.
-MULTIPART = "multipart/form-data"
 MEDIA_SVG = "image/svg+xml"
 PIXEL = base64.b64decode("R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7")
 IMAGE_PROXIES = re.compile(r"camo|imageproxy|yahoomailproxy|ggpht")
@@ -29,8 +27,6 @@ IMAGE_PROXIES = re.compile(r"camo|imageproxy|yahoomailproxy|ggpht")
 def wants_page(req: Request) -> bool:
     """Tell whether a browser submits a plain form; scripts and curl want JSON."""
     accept = req.get_header("Accept") or "*/*"
-    if accept.partition(";")[0].strip() == "*/*":
-        return False
     if req.get_header("X-Requested-With") == "XMLHttpRequest":
         return False
     if req.get_header("Sec-Fetch-Mode") not in (None, "navigate"):
@@ -41,6 +37,8 @@ def wants_page(req: Request) -> bool:
 
 @lru_cache(maxsize=64)  # most browsers and libraries share a few
 def _wants_html(accept: str) -> bool | None:
+    if "," not in accept and accept.partition(";")[0].strip() == "*/*":
+        return False
     try:
         html = mediatypes.quality("text/html", accept)
         as_json = mediatypes.quality("application/json", accept)
@@ -50,14 +48,6 @@ def _wants_html(accept: str) -> bool | None:
         return bool(html > as_json)
     named = "application/json" in accept and "text/html" not in accept  # axios
     return False if named else None
-
-
-def show(resp: Response, template: str, *targets: str, **values: object) -> None:
-    """Answer with a page; targets: origins that its form may lead to."""
-    resp.content_type = falcon.MEDIA_HTML
-    resp.text = pages.render(template, **values)
-    resp.set_header("Content-Security-Policy", pages.page_policy(*targets))
-    resp.set_header("Referrer-Policy", "same-origin")
 
 
 def succeed(resp: Response, next_url: str, message: str, **more: object) -> None:
@@ -76,10 +66,8 @@ class Site:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.name = settings.site_name
         self._allows = settings.origins.allows
-        listed = settings.allowed_origins[0]
-        self.home = None if listed == "*" else listed
+        self.home = None if settings.origins.any else settings.allowed_origins[0]
 
     @staticmethod
     def page(req: Request, values: Mapping[str, str]) -> str:
@@ -105,6 +93,16 @@ class Site:
         asked = forms.next_url(wanted, self.sender(req, values), self._allows)
         return asked or self.settings.thanks_url or self.settings.public_url + default
 
+    def show(
+        self, resp: Response, template: str, *targets: str, **values: object
+    ) -> None:
+        """Answer with a page; targets: origins that its form may lead to."""
+        resp.content_type = falcon.MEDIA_HTML
+        name = self.settings.site_name
+        resp.text = pages.render(template, site_name=name, **values)
+        resp.set_header("Content-Security-Policy", pages.page_policy(*targets))
+        resp.set_header("Referrer-Policy", "same-origin")
+
     def landings(self, next_url: str) -> tuple[str, ...]:
         """Return the origins that a form may lead to: www and apex redirect often."""
         origin = origin_of(next_url)
@@ -129,6 +127,12 @@ PLAIN_ERRORS = {
 IMAGES = ("/hits.gif", "/hits.svg", "/hits/chart.svg")
 
 
+def plain_error(status: int) -> list[Any]:
+    """Return the errors of a status that tells all there is to say."""
+    code, message = PLAIN_ERRORS.get(status, PLAIN_ERRORS[400])
+    return [{"code": code, "message": message}]
+
+
 def error_body(errors: list[Any]) -> dict[str, Any]:
     """Return the JSON of an error, whose first sentence says it all."""
     sentence = errors[0]["message"]
@@ -151,8 +155,7 @@ class Errors:
         """Answer with JSON, with a page, or with a picture where one was asked for."""
         errors = getattr(error, "errors", None)
         if errors is None:
-            plain = PLAIN_ERRORS.get(error.status_code, PLAIN_ERRORS[400])
-            errors = [dict(zip(("code", "message"), plain, strict=True))]
+            errors = plain_error(error.status_code)
         if req.method in ("GET", "HEAD") and req.uri_template in IMAGES:
             self._image(req, resp)
         elif wants_page(req):
@@ -175,16 +178,15 @@ class Errors:
         values = {**(typed or {}), forms.FROM: self._site.page(req, typed or {})}
         if typed is not None:
             form = _form_again(req, values, errors)
-            wanted = next((values[n] for n in forms.NEXT if values.get(n)), "")
+            wanted = forms.first(values, forms.NEXT)
             next_url = self._site.next_url(req, values, wanted, "/thanks")
             targets = self._site.landings(next_url)
-        show(
+        self._site.show(
             resp,
             "error.html",
             *targets,
             title="Almost there" if form else "Sorry, that did not work",
             errors=errors,
-            site_name=self._site.name,
             back_url=self._site.sender(req, values),
             form=form,
         )
@@ -219,13 +221,8 @@ class Errors:
         self, req: Request, resp: Response, error: Exception, params: Any
     ) -> None:
         """Log where it happened, not what was sent."""
-        where = error.__traceback__
-        while where and where.tb_next:
-            where = where.tb_next
-        place = (
-            f"{where.tb_frame.f_code.co_qualname}:{where.tb_lineno}" if where else ""
-        )
-        log.error("%s in %s %s", type(error).__name__, place, req.context.id)
+        kind, last = type(error).__name__, extract_tb(error.__traceback__)[-1]
+        log.error("%s in %s:%s %s", kind, last.name, last.lineno, req.context.id)
         raise falcon.HTTPInternalServerError
 
 
@@ -244,12 +241,16 @@ def _form_again(
     ]
     # The path by name: a request to //f/contact must not become a host's name.
     action = "/newsletter" if signup else "/contact"
-    return {
-        "action": action,
-        "multipart": forms.media_type(req) == MULTIPART,
-        "fields": fields,
-        "button": "Send",
-    }
+    return {"action": action, "multipart": is_multipart(req), "fields": fields}
+
+
+def is_multipart(req: Request) -> bool:
+    """Tell in which type a form is to be sent again: as it came.
+
+    Urlencoded, a text that is not Latin takes three times the bytes, and what was just
+    read would be too large.
+    """
+    return forms.media_type(req) == falcon.MEDIA_MULTIPART
 
 
 def kind(name: str, value: str) -> str:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import falcon
@@ -23,13 +24,12 @@ import pages
 from answers import (
     IMAGE_PROXIES,
     MEDIA_SVG,
-    MULTIPART,
     PIXEL,
     Errors,
     Site,
+    is_multipart,
     kind,
     label,
-    show,
     succeed,
     wants_page,
 )
@@ -65,7 +65,6 @@ class Frontdesk(falcon.App):  # type: ignore[type-arg]
     """The WSGI application, with the outbox that its server starts and stops."""
 
     outbox: Outbox
-    limits: RateLimit
 
 
 def create_app(
@@ -83,6 +82,7 @@ def create_app(
     path = sqlite_path(settings.database_url)
     models.open_database(settings.database_url, path, settings.threads)
     keys = settings.secret_keys or (models.local_secret(),)
+    models.release()
     links = Links(keys, settings.public_url, clock)
     transport = transport or transport_for(settings)
     outbox = Outbox(settings, Composer(settings, links), transport, clock)
@@ -107,19 +107,18 @@ def create_app(
             Release(),
         ],
     )
-    app.outbox, app.limits = outbox, limits
+    app.outbox = outbox
     app.req_options.strip_url_path_trailing_slash = True
     app.resp_options.media_handlers[falcon.MEDIA_JSON] = JSONHandler(models.to_json)
     errors = Errors(settings)
     app.set_error_serializer(errors.serialize)
     app.add_error_handler(Exception, errors.unexpected)
-    for storage_error in models.StorageError:
-        app.add_error_handler(storage_error, errors.not_stored)
+    app.add_error_handler(models.StorageError, errors.not_stored)
 
     mailed = (settings, links, outbox, clock)
     contact = Contact(*mailed)
-    newsletter = Newsletter(settings, outbox, clock)
-    counter = Counter(settings, limits, clock)
+    newsletter = Newsletter(*mailed)
+    counting = (settings, limits, clock)
     routes: tuple[tuple[str, Any], ...] = (
         ("/", Home(settings)),
         ("/thanks", Thanks(settings)),
@@ -135,11 +134,11 @@ def create_app(
         ("/newsletter/unsubscribe/{token}", Unsubscribe(*mailed)),
         ("/newsletter/not-me/{token}", NotMe(*mailed)),
         ("/release/{token}", ReleaseHeld(*mailed)),
-        ("/hits", Hits(counter)),
-        ("/hits.gif", HitsGif(counter)),
-        ("/hits.svg", HitsBadge(counter)),
-        ("/hits/chart.svg", HitsChart(counter)),
-        ("/hits/shield", HitsShield(counter)),
+        ("/hits", Hits(*counting)),
+        ("/hits.gif", HitsGif(*counting)),
+        ("/hits.svg", HitsBadge(*counting)),
+        ("/hits/chart.svg", HitsChart(*counting)),
+        ("/hits/shield", HitsShield(*counting)),
         ("/health", owner.Health(outbox, clock)),
         ("/doctor", owner.Doctor(settings, outbox, transport, clock)),
         ("/export/backup.sqlite3", owner.Backup()),
@@ -161,15 +160,15 @@ class Home:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._site = Site(settings)
 
     def on_get(self, req: Request, resp: Response) -> None:
         """Show the snippets to paste, or the addresses as JSON."""
         url = self._settings.public_url
         if wants_page(req):
-            show(
+            self._site.show(
                 resp,
                 "welcome.html",
-                site_name=self._settings.site_name,
                 public_url=url,
                 version=VERSION,
                 mail_is_on=self._settings.mailjet_key is not None,
@@ -195,10 +194,9 @@ class Thanks:
     def on_get(self, req: Request, resp: Response) -> None:
         """Say thank you, and lead back."""
         signup = req.query_string == "newsletter"
-        show(
+        self._site.show(
             resp,
             "signup-thanks.html" if signup else "thanks.html",
-            site_name=self._site.name,
             back_url=self._site.sender(req, {}) or "/",
         )
 
@@ -212,18 +210,25 @@ class OpenApi:
 
     def on_get(self, req: Request, resp: Response) -> None:
         """Answer with openapi.yaml as JSON, naming this server."""
-        self._json = self._json or owner.openapi(self._settings)
+        self._json = self._json or self._document()
         resp.content_type = falcon.MEDIA_JSON
         resp.data = self._json
+
+    def _document(self) -> bytes:
+        import yaml  # loaded when first asked for
+
+        text = Path(__file__).with_name("openapi.yaml").read_text("utf-8")
+        document = yaml.safe_load(text)
+        document["info"]["version"] = VERSION
+        document["servers"] = [{"url": self._settings.public_url}]
+        return json.dumps(document, ensure_ascii=False).encode()
 
 
 # --- contact ---------------------------------------------------------------------
 
 
-class Contact:
-    """The contact form."""
-
-    limited = {"POST": "contact"}
+class Mailing:
+    """What the resources share whose requests cause mails."""
 
     def __init__(
         self,
@@ -232,10 +237,17 @@ class Contact:
         outbox: Outbox,
         clock: Callable[[], float],
     ) -> None:
+        self._settings = settings
         self._site = Site(settings)
         self._links = links
         self._outbox = outbox
         self._clock = clock
+
+
+class Contact(Mailing):
+    """The contact form."""
+
+    limited = {"POST": "contact"}
 
     def on_post(self, req: Request, resp: Response, project: str = "") -> None:
         """Store a message; its mail follows."""
@@ -331,13 +343,12 @@ class Contact:
             forms.PROOF: self._links.token("ask", content),
             forms.FROM: self._site.page(req, values),
         }
-        show(
+        self._site.show(
             resp,
             "ask.html",
             *self._site.landings(next_url),
-            site_name=self._site.name,
             action="/contact",
-            multipart=forms.media_type(req) == MULTIPART,
+            multipart=is_multipart(req),
             fields=[*{**values, **ours}.items()],
             shown=[
                 (label(name), value)
@@ -394,18 +405,10 @@ class UnknownForm:
 # --- newsletter ------------------------------------------------------------------
 
 
-class Newsletter:
+class Newsletter(Mailing):
     """The sign-up form; its answer is the same whatever is known of the address."""
 
     limited = {"POST": "newsletter"}
-
-    def __init__(
-        self, settings: Settings, outbox: Outbox, clock: Callable[[], float]
-    ) -> None:
-        self._site = Site(settings)
-        self._mails_per_day = settings.confirm_mails_per_day
-        self._outbox = outbox
-        self._clock = clock
 
     def on_post(self, req: Request, resp: Response) -> None:
         """Sign an address up, pending its owner's confirmation."""
@@ -420,7 +423,7 @@ class Newsletter:
                 page=self._site.page(req, values),
                 client=truncated(req.context.client),
                 now=now,
-                mails_per_day=self._mails_per_day,
+                mails_per_day=self._settings.confirm_mails_per_day,
             )
         self._outbox.nudge()
         default = "/thanks?newsletter"
@@ -432,7 +435,7 @@ class Newsletter:
         )
 
 
-class MailedLink:
+class MailedLink(Mailing):
     """A page that a mail leads to: GET shows a button, POST acts.
 
     Mail scanners follow links and even run scripts, so that GET changes nothing; the
@@ -442,25 +445,11 @@ class MailedLink:
     by_token = True
     purpose = ""
 
-    def __init__(
-        self,
-        settings: Settings,
-        links: Links,
-        outbox: Outbox,
-        clock: Callable[[], float],
-    ) -> None:
-        self._settings = settings
-        self._site = Site(settings)
-        self._links = links
-        self._outbox = outbox
-        self._clock = clock
-        self._sync = settings.mailjet_list_id is not None
-
     def on_get(self, req: Request, resp: Response, token: str) -> None:
         """Show the button."""
         self.read(token)
         action = f"/newsletter/{self.purpose}/{token}"
-        self.show(resp, f"{self.purpose}.html", action=action)
+        self._site.show(resp, f"{self.purpose}.html", action=action)
 
     def read(self, token: str) -> tuple[Any, float]:
         """Return a token's payload and age; raises Rejected (404)."""
@@ -476,15 +465,11 @@ class MailedLink:
             falcon.HTTP_404, "NOT_FOUND", "This link does not work, or not any more."
         )
 
-    def show(self, resp: Response, template: str, **values: object) -> None:
-        """Answer with the page of this link."""
-        show(resp, template, site_name=self._site.name, **values)
-
     def done(self, req: Request, resp: Response, template: str, message: str) -> None:
         """Say that it is done, without a redirect."""
         self._outbox.nudge()
         if wants_page(req):
-            self.show(resp, template, back_url=self._site.home)
+            self._site.show(resp, template, back_url=self._site.home)
         else:
             succeed(resp, self._site.home or "", message)
 
@@ -507,7 +492,9 @@ class Confirm(MailedLink):
         (subscriber_id, cycle), age = self.read(token)
         now = self._clock()
         if age <= CONFIRM_SECONDS:
-            if not Subscriber.confirm(subscriber_id, cycle, now, self._sync):
+            if not Subscriber.confirm(
+                subscriber_id, cycle, now, self._settings.syncs_list
+            ):
                 raise self.unknown()
             self.done(req, resp, "confirmed.html", "Your subscription is confirmed.")
         elif _wants_again(req):
@@ -521,7 +508,7 @@ class Confirm(MailedLink):
         if not wants_page(req) and req.method == "POST":
             message = "This link has expired; sign up again for a new one."
             raise forms.error(falcon.HTTP_410, "NOT_FOUND", message)
-        self.show(resp, "expired.html", action=f"/newsletter/confirm/{token}")
+        self._site.show(resp, "expired.html", action=f"/newsletter/confirm/{token}")
         resp.status = falcon.HTTP_410
 
 
@@ -540,7 +527,7 @@ class Unsubscribe(MailedLink):
     def on_post(self, req: Request, resp: Response, token: str) -> None:
         """Unsubscribe; again is harmless, and so is an erased subscription."""
         subscriber_id, _ = self.read(token)
-        Subscriber.leave(subscriber_id, self._clock(), self._sync)
+        Subscriber.leave(subscriber_id, self._clock(), self._settings.syncs_list)
         self.done(req, resp, "left.html", "You are unsubscribed.")
 
 
@@ -552,7 +539,9 @@ class NotMe(MailedLink):
     def on_post(self, req: Request, resp: Response, token: str) -> None:
         """Forget the address, but for the hash that keeps mails away from it."""
         subscriber_id, _ = self.read(token)
-        Subscriber.leave(subscriber_id, self._clock(), self._sync, refuse=True)
+        Subscriber.leave(
+            subscriber_id, self._clock(), self._settings.syncs_list, refuse=True
+        )
         self.done(
             req, resp, "not-me-done.html", "This address gets no more of these mails."
         )
@@ -566,7 +555,7 @@ class ReleaseHeld(MailedLink):
     def on_get(self, req: Request, resp: Response, token: str) -> None:
         """Show the whole message, and the button."""
         message = self._message(token)
-        self.show(
+        self._site.show(
             resp,
             "release.html",
             action=f"/release/{token}",
@@ -603,18 +592,21 @@ CRAWLERS = re.compile(
 PREFETCH = ("Sec-Purpose", "Purpose", "X-Purpose", "X-Moz")
 
 
-class Counter:
-    """Decides what counts."""
+class Counted:
+    """What the hit counter's resources share: which page, and what counts."""
+
+    with_credentials = True  # beacons always send them
 
     def __init__(
         self, settings: Settings, limits: RateLimit, clock: Callable[[], float]
     ) -> None:
         self._max_pages = settings.max_pages
         self._limits = limits
-        self.clock = clock
+        self._clock = clock
 
-    def page(self, req: Request, named: str | None) -> str:
-        """Return the page in its normal form; unnamed, the Referer's path."""
+    def page(self, req: Request, named: str | None = None) -> str:
+        """Return the page that body or query name; unnamed, the Referer's path."""
+        named = named or req.get_param("page")
         if not named:
             named = req.get_header("Referer") or ""
             if origin_of(named) is None:
@@ -643,7 +635,7 @@ class Counter:
         return {"page": page, "hits": hits, "visitors": visitors, "counted": True}
 
     def _count(self, page: str, client: str, agent: str) -> tuple[int, int] | None:
-        now, visitor = self.clock(), None  # an image proxy hides who looks
+        now, visitor = self._clock(), None  # an image proxy hides who looks
         if not IMAGE_PROXIES.search(agent):
             visitor = Visitor.key(page, client, agent, now)
         return Hit.count(page, visitor, now)
@@ -670,19 +662,6 @@ def _days(req: Request) -> int:
     return int(text)
 
 
-class Counted:
-    """What the hit counter's resources share."""
-
-    with_credentials = True  # beacons always send them
-
-    def __init__(self, counter: Counter) -> None:
-        self.counter = counter
-
-    def page(self, req: Request) -> str:
-        """Return the page that the query names."""
-        return self.counter.page(req, req.get_param("page"))
-
-
 class Hits(Counted):
     """The counter."""
 
@@ -692,7 +671,7 @@ class Hits(Counted):
         """Read a page's sums and days."""
         page = self.page(req)
         hits, visitors = Page.totals(page)
-        days = Hit.days(page, _days(req), self.counter.clock())
+        days = Hit.days(page, _days(req), self._clock())
         resp.media = {
             "page": page,
             "hits": hits,
@@ -702,9 +681,8 @@ class Hits(Counted):
 
     def on_post(self, req: Request, resp: Response) -> None:
         """Count one."""
-        named = forms.read_page(req) or req.get_param("page")
-        page = self.counter.page(req, named)
-        resp.media = self.counter.count(req, page)
+        page = self.page(req, forms.read_page(req))
+        resp.media = self.count(req, page)
 
 
 class HitsGif(Counted):
@@ -716,7 +694,7 @@ class HitsGif(Counted):
         """Count one and answer with a transparent pixel."""
         page = self.page(req)
         if req.method == "GET":
-            self.counter.count(req, page)
+            self.count(req, page)
         resp.content_type, resp.data = falcon.MEDIA_GIF, PIXEL
 
 
@@ -728,8 +706,8 @@ class HitsBadge(Counted):
     def on_get(self, req: Request, resp: Response) -> None:
         """Count one and show the sum; count=false only shows."""
         page = self.page(req)
-        if req.method == "GET" and req.get_param("count") not in ("false", "0"):
-            hits = self.counter.count(req, page)["hits"]
+        if req.method == "GET" and req.get_param("count") != "false":
+            hits = self.count(req, page)["hits"]
         else:
             hits = Page.totals(page)[0]
         resp.content_type = MEDIA_SVG
@@ -747,7 +725,7 @@ class HitsChart(Counted):
     def on_get(self, req: Request, resp: Response) -> None:
         """Draw a bar for each day."""
         page = self.page(req)
-        days = Hit.days(page, _days(req), self.counter.clock())
+        days = Hit.days(page, _days(req), self._clock())
         resp.content_type = MEDIA_SVG
         resp.text = pages.chart(page, days)
 

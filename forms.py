@@ -143,7 +143,7 @@ def read_page(req: Request) -> str | None:
         return body.decode()
     value = dict(_pairs(kind, body, req.content_type or "")).get("page")
     if value is FILE:
-        raise _no_files({})
+        raise _no_files(None)
     return None if value is None else _text_of("page", value, str)
 
 
@@ -156,7 +156,8 @@ def _pairs(kind: str, body: bytes, content_type: str) -> Iterable[tuple[str, Any
         return _json_object(body)
     if not body and not kind:
         return ()
-    raise _unsupported()
+    message = "Send a form or JSON; this type of body is not understood."
+    raise error(falcon.HTTP_415, "UNSUPPORTED_TYPE", message)
 
 
 def _parts(body: bytes, content_type: str) -> Iterable[tuple[str, Any]]:
@@ -277,7 +278,7 @@ def contact(values: Mapping[str, str]) -> Contact:
     extra = check.others()
     check.done()
     return Contact(
-        email, text, name, subject, check.first(NEXT), extra, check.honeypot()
+        email, text, name, subject, first(values, NEXT), extra, check.honeypot()
     )
 
 
@@ -287,7 +288,12 @@ def signup(values: Mapping[str, str]) -> Signup:
     email = check.email()
     name = check.name()
     check.done()
-    return Signup(email, name, check.first(NEXT), check.honeypot())
+    return Signup(email, name, first(values, NEXT), check.honeypot())
+
+
+def first(values: Mapping[str, str], aliases: Iterable[str]) -> str:
+    """Return what the first filled-in alias holds, or ""."""
+    return next((values[name] for name in aliases if values.get(name)), "")
 
 
 class _Check:
@@ -297,7 +303,7 @@ class _Check:
         self.values = values
         self.errors: list[Error] = []
         self.used: set[str] = set()
-        if not any(name not in LEFTOVERS for name in values):
+        if LEFTOVERS.issuperset(values):
             empty = _error("EMPTY", "The form is empty.")
             raise Rejected(falcon.HTTP_422, [empty], values=values)
 
@@ -307,9 +313,6 @@ class _Check:
             if self.values.get(alias):
                 return alias
         return next((alias for alias in aliases if alias in self.values), default)
-
-    def first(self, aliases: tuple[str, ...]) -> str:
-        return self.values.get(self.named(aliases, aliases[0]), "")
 
     def error(self, code: str, name: str, message: str) -> None:
         self.errors.append(_error(code, message, name))
@@ -374,8 +377,7 @@ class _Check:
         return kept
 
     def honeypot(self) -> bool:
-        filled = [self.values[name] for name in HONEYPOTS if name in self.values]
-        return any(value and value != "false" for value in filled)
+        return any(self.values.get(n, "") not in ("", "false") for n in HONEYPOTS)
 
     def done(self) -> None:
         if self.errors:
@@ -521,7 +523,7 @@ def wrong(name: str, code: str, message: str) -> Rejected:
     return Rejected(falcon.HTTP_422, [problem])
 
 
-def _no_files(values: Mapping[str, str]) -> Rejected:
+def _no_files(values: Mapping[str, str] | None) -> Rejected:
     problem = _error("NO_FILE_UPLOADS", "Files are not accepted here.")
     return Rejected(falcon.HTTP_422, [problem], values=values)
 
@@ -533,8 +535,3 @@ def _malformed(message: str = "The body could not be read.") -> Rejected:
 def _too_large() -> Rejected:
     message = f"The body is larger than {MAX_BODY // 1024} KiB."
     return error(falcon.HTTP_413, "TOO_LARGE", message)
-
-
-def _unsupported() -> Rejected:
-    message = "Send a form or JSON; this type of body is not understood."
-    return error(falcon.HTTP_415, "UNSUPPORTED_TYPE", message)

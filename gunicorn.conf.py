@@ -59,7 +59,7 @@ def on_starting(server):
     try:
         models.migrate(_settings.database_url, _path)
     except (OSError, *models.StorageError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).partition("\n")[0]
         _stop(
             [f"DATABASE_URL: cannot use {_path or 'the Postgres database'}: {reason}"]
         )

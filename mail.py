@@ -137,7 +137,6 @@ class Composer:
             message=message.as_dict() | {"client": message.client},
             reply_to_dropped=not reply_to,
             maybe_spam=message.doubtful,
-            spam_reasons=json.loads(message.spam_reasons),
         )
         if reply_to:
             mail["ReplyTo"] = _mailjet_address(Address(message.name, message.email))
@@ -207,7 +206,7 @@ class Composer:
         return {
             "From": _mailjet_address(self._from),
             "To": [_mailjet_address(to)],
-            "Subject": subject[:255],
+            "Subject": subject[:255],  # as Mailjet allows
             "TextPart": body.strip() + "\n",
             "TrackOpens": "disabled",
             "TrackClicks": "disabled",
@@ -344,7 +343,7 @@ class Mailjet:
         """Ask Mailjet about the keys, the sender and the list."""
         sender = (settings.mail_from.email if settings.mail_from else "").lower()
         try:
-            rows = self._ask("sender", limit=1000)
+            rows = self._ask("sender")
         except KeysRefused:
             yield "mailjet", False, "Mailjet refuses the keys: check MJ_APIKEY_*."
             return
@@ -372,13 +371,11 @@ class Mailjet:
             except (KeysRefused, TryLater, Refused) as error:
                 yield "list", False, f"MAILJET_LIST_ID cannot be reached: {error}."
 
-    def _ask(
-        self, resource: str, id: str | None = None, limit: int = 10
-    ) -> list[dict[str, Any]]:
+    def _ask(self, resource: str, id: str | None = None) -> list[dict[str, Any]]:
         endpoint = getattr(self.client("v3"), resource)
         answer = self.call(
             lambda: endpoint.get(
-                id=id, filters={"Limit": str(limit)}, allow_redirects=False
+                id=id, filters={"Limit": "1000"}, allow_redirects=False
             )
         )
         try:
@@ -488,8 +485,9 @@ class Outbox:
         while not self._stopping:
             self._wake.clear()
             try:
-                self.daily_round()
                 self.drain()
+                # After: a clean-up that fails must keep no mail waiting.
+                self.daily_round()
                 wait = self._seconds_to_next()
             except StorageError as error:
                 log.error("outbox: database trouble (%s)", type(error).__name__)
@@ -519,8 +517,8 @@ class Outbox:
     def drain(self) -> None:
         """Deliver everything that is due."""
         while not self._stopping:
-            now = self._clock()
-            if now < self.paused_until or not Delivery.is_due(now):
+            now, due_at = self._clock(), Delivery.next_due()
+            if now < self.paused_until or due_at is None or now < due_at:
                 return
             delivery = Delivery.claim(now, LEASE)
             if delivery is not None:

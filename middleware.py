@@ -142,7 +142,7 @@ class ClientAddress:
         """Set req.context.client.
 
         Raises Rejected (400) for two X-Forwarded-For lines: a forgery attempt that
-        the server has marked (see gunicorn.conf.py).
+        the server has marked (see worker.py).
         """
         if req.get_header("X-Forwarded-For") == TWO_LINES:
             raise error(falcon.HTTP_400, "MALFORMED", "X-Forwarded-For was sent twice.")

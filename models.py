@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 import secrets
 import sqlite3
 import tempfile
@@ -19,7 +20,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, date, datetime, timedelta
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from peewee import (
     BigAutoField,
@@ -39,8 +40,6 @@ from peewee import (
 )
 
 log = logging.getLogger("frontdesk")
-
-T = TypeVar("T")
 
 # What a database that is full, gone or broken raises; sqlite3's own errors come from
 # what goes past peewee (see statements()).
@@ -174,7 +173,11 @@ def connect(url: str, sqlite_path: Path | None, threads: int) -> Any:
         stale_timeout=300,
         timeout=10,
         connect_timeout=3,
+        # A host that vanished is noticed: all threads wait behind who asks it first.
         keepalives_idle=30,
+        keepalives_interval=5,
+        keepalives_count=3,
+        tcp_user_timeout=10_000,  # ms
     )
 
 
@@ -229,11 +232,10 @@ def use(db: Any, limits_db: Any) -> None:
     global execute, write, limits, _hash_key
     database.initialize(db)
     execute = statements(db)
-    Visitor.forget_salt()
+    daily_salt.cache_clear()
     write = GroupCommit(db) if is_sqlite(db) else _write_apart
     limits = RateLimits(limits_db)
     _hash_key = bytes.fromhex(Setting.once("hash_key", secrets.token_hex(32)))
-    release()
 
 
 def local_secret() -> str:
@@ -808,9 +810,9 @@ class Subscriber(Table):
 
     @classmethod
     def is_on_list(cls, email: str) -> bool:
-        """Tell whether an address is confirmed at this moment."""
+        """Tell whether an address is confirmed at this moment, in this spelling."""
         row = cls.get_or_none(cls.mailbox == mailbox_key(email))
-        return row is not None and row.status == "confirmed"
+        return row is not None and row.status == "confirmed" and row.email == email
 
     @classmethod
     def _locked(cls, column: str, value: str) -> Any:
@@ -860,7 +862,7 @@ def _store_again() -> str:
 
 
 def count_trapped(now: float) -> None:
-    """Count a sign-up caught in the honeypot: as slow as any other, and stored not."""
+    """Count a trapped sign-up: as slow as any other, and nothing else is stored."""
     write(lambda: Tally.take("sign-ups trapped", day_of(now), UNLIMITED))
 
 
@@ -939,12 +941,6 @@ class Delivery(Table):
         return write(job)  # type: ignore[no-any-return]
 
     @classmethod
-    def is_due(cls, now: float) -> bool:
-        """Tell whether something waits to be delivered."""
-        sql = "SELECT 1 FROM delivery WHERE due_at <= ? LIMIT 1"
-        return execute(sql, now).fetchone() is not None
-
-    @classmethod
     def next_due(cls) -> float | None:
         """Return when the next delivery is due, None when there is none."""
         row = execute("SELECT min(due_at) FROM delivery").fetchone()
@@ -982,8 +978,8 @@ class Delivery(Table):
     def summary(cls, now: float) -> dict[str, int]:
         """Return how many wait, for how long the oldest, and how many are dead."""
         waiting, oldest, dead = execute(
-            "SELECT count(due_at), min(CASE WHEN due_at IS NULL THEN NULL "
-            "ELSE created_at END), count(*) - count(due_at) FROM delivery"
+            "SELECT count(due_at), min(CASE WHEN due_at IS NOT NULL THEN created_at "
+            "END), count(*) - count(due_at) FROM delivery"
         ).fetchone()
         age = 0 if oldest is None else max(0, int(now - oldest))
         return {"waiting": waiting, "oldest_seconds": age, "dead": dead}
@@ -1105,50 +1101,32 @@ class Visitor(Table):
         primary_key = CompositeKey("day", "hash")
         without_rowid = True
 
-    _salt: tuple[str, bytes] = ("", b"")
-
-    @classmethod
-    def key(cls, page: str, address: str, user_agent: str, now: float) -> str:
+    @staticmethod
+    def key(page: str, address: str, user_agent: str, now: float) -> str:
         """Return the keyed hash of a browser on a page, of this UTC day."""
-        day = day_of(now)
-        if cls._salt[0] != day:
-            cls._salt = (day, cls._salt_of(day))
-        digest = hashlib.blake2b(key=cls._salt[1], digest_size=12)
+        digest = hashlib.blake2b(key=daily_salt(day_of(now)), digest_size=12)
         digest.update("\0".join((page, address, user_agent)).encode())
         return digest.hexdigest()
 
-    @classmethod
-    def forget_salt(cls) -> None:
-        """Ask the database again: it may be another one now."""
-        cls._salt = ("", b"")
 
-    @classmethod
-    def _salt_of(cls, day: str) -> bytes:
-        salt = bytes.fromhex(Setting.once(f"salt {day}", secrets.token_hex(32)))
+@lru_cache(maxsize=1)
+def daily_salt(day: str) -> bytes:
+    """Return the salt of today; delete those of earlier days, and their hashes."""
+    salt = bytes.fromhex(Setting.once(f"salt {day}", secrets.token_hex(32)))
 
-        def job() -> None:
-            execute(
-                # No LIKE: psycopg takes a percent sign for a parameter.
-                "DELETE FROM setting WHERE substr(name, 1, 5) = 'salt ' AND name < ?",
-                f"salt {day}",
-            )
-            execute("DELETE FROM visitor WHERE day < ?", day)
+    def job() -> None:
+        execute(
+            # No LIKE: psycopg takes a percent sign for a parameter.
+            "DELETE FROM setting WHERE substr(name, 1, 5) = 'salt ' AND name < ?",
+            f"salt {day}",
+        )
+        execute("DELETE FROM visitor WHERE day < ?", day)
 
-        write(job)
-        return salt
+    write(job)
+    return salt
 
 
 # --- rate limits -----------------------------------------------------------------
-
-
-class Bucket(Table):
-    """A client's state under one window of one limit (GCRA)."""
-
-    key = TextField(primary_key=True)
-    tat = BigIntegerField()  # "theoretical arrival time", microseconds
-
-    class Meta:
-        without_rowid = True
 
 
 class Verdict(NamedTuple):
@@ -1164,6 +1142,9 @@ class RateLimits:
 
     On SQLite that is a LimitsFile, because the main database's commits would cost ten
     times as much; on Postgres the database itself, so that limits hold across machines.
+
+    A row of the table "bucket" is a client's state under one window of one limit: its
+    "theoretical arrival time" (tat), in microseconds.
     """
 
     MAX_KEYS = 200_000
@@ -1191,13 +1172,12 @@ class RateLimits:
             if now - self._swept_at > self.SWEEP_SECONDS:
                 self._swept_at = now
                 self.sweep(now)
-            if not spend:
-                return self._verdict(keys, micros, spent=False)
-            tats = self._spend(keys, micros) if keys else {}
-            if len(tats) < len(keys):
-                self._give_back(keys, tats)
-                return self._verdict(keys, micros, spent=True)
-        return Verdict(True, 0, [_left(keys[k], tats[k], micros) for k in keys])
+            tats = self._spend(keys, micros) if spend and keys else {}
+            if spend and len(tats) == len(keys):
+                left = [_left(keys[k], tats[k], micros) for k in keys]
+                return Verdict(True, 0, left)
+            self._give_back(keys, tats)
+            return self._verdict(keys, micros, refused=spend)
 
     def _spend(self, keys: Mapping[str, Any], micros: int) -> dict[str, int]:
         """Spend one request of each window that has some left, in one statement."""
@@ -1218,7 +1198,7 @@ class RateLimits:
             sql = "UPDATE bucket SET tat = tat - ? WHERE key = ?"
             self._execute(sql, keys[key].step, key)
 
-    def _verdict(self, keys: Mapping[str, Any], micros: int, spent: bool) -> Verdict:
+    def _verdict(self, keys: Mapping[str, Any], micros: int, refused: bool) -> Verdict:
         left, wait = [], 0
         for key, window in keys.items():
             sql = "SELECT tat FROM bucket WHERE key = ?"
@@ -1226,10 +1206,9 @@ class RateLimits:
             tat = max(int(row[0]) if row else 0, micros)
             wait = max(wait, tat - window.tolerance - micros)
             left.append(_left(window, tat, micros))
-        seconds = math.ceil(wait / 1_000_000)
-        return Verdict(
-            not spent and seconds <= 0, max(seconds, 1) if spent else seconds, left
-        )
+        # A refusal stays one, even if it would pass by now.
+        seconds = max(math.ceil(wait / 1_000_000), int(refused))
+        return Verdict(not seconds, seconds, left)
 
     def sweep(self, now: float) -> None:
         """Forget whoever is not limited any more, and the soonest of too many."""
@@ -1248,13 +1227,15 @@ class RateLimits:
 class LimitsFile(SqliteDatabase):
     """The file of RateLimits: one connection, in memory-backed storage, never synced.
 
-    It is named after the database, so that all workers share it.
+    It is named after the database, so that all workers share it, and after the user:
+    who may not write to another's file could limit nobody.
     """
 
     def __init__(self, sqlite_path: Path) -> None:
         memory = Path("/dev/shm")  # noqa: S108 # shared on purpose
         folder = memory if memory.is_dir() else Path(tempfile.gettempdir())
-        name = hashlib.blake2b(str(sqlite_path).encode(), digest_size=8).hexdigest()
+        whose = f"{os.getuid()} {sqlite_path}"
+        name = hashlib.blake2b(whose.encode(), digest_size=8).hexdigest()
         super().__init__(
             str(folder / f"frontdesk-{name}.limits"),
             pragmas={"journal_mode": "wal", "synchronous": "off"},
@@ -1346,13 +1327,12 @@ def erase(email: str, now: float, sync: bool) -> tuple[int, int]:
     def job() -> tuple[int, int]:
         # By one lower(): SQLite's and Python's differ beyond ASCII.
         theirs = fn.lower(Message.email) == fn.lower(email)
-        ids = [row.id for row in Message.select(Message.id).where(theirs)]
-        for part in (ids[i : i + 500] for i in range(0, len(ids), 500)):
-            Delivery.delete().where(
-                Delivery.kind == "contact", Delivery.ref.in_(part)
-            ).execute()
-            Receipt.delete().where(Receipt.message_id.in_(part)).execute()
-            Message.delete().where(Message.id.in_(part)).execute()
+        ids = Message.select(Message.id).where(theirs)
+        Delivery.delete().where(
+            Delivery.kind == "contact", Delivery.ref.in_(ids)
+        ).execute()
+        Receipt.delete().where(Receipt.message_id.in_(ids)).execute()
+        messages = Message.delete().where(theirs).execute()
         Delivery.delete().where(  # a list change that Mailjet never took
             Delivery.kind == "list",
             Delivery.due_at.is_null(),
@@ -1366,7 +1346,7 @@ def erase(email: str, now: float, sync: bool) -> tuple[int, int]:
             if sync and row.status == "confirmed":
                 Delivery.add("list", str(row.email), now)
             row.delete_instance()
-        return len(ids), int(row is not None)
+        return messages, int(row is not None)
 
     return write(job)  # type: ignore[no-any-return]
 
@@ -1400,7 +1380,7 @@ def check_storage() -> None:
 def clean_up(now: float, retention_days: int) -> None:
     """Delete what nobody needs any more; once a day is enough."""
     today = day_of(now)
-    Visitor._salt_of(today)
+    daily_salt(today)
 
     def job() -> None:
         Receipt.delete().where(Receipt.expires_at <= now).execute()

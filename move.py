@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import sys
 from contextlib import closing
+from itertools import islice
 from typing import Any
-
-from peewee import SqliteDatabase, chunked
 
 import models
 from settings import sqlite_path
@@ -68,10 +67,10 @@ def copy(table: Any, source: Any, target: Any) -> None:
     """Copy a table's rows, and the number that its next one gets."""
     table.delete().bind(target).execute()  # what the migrations put there
     rows = table.select().tuples().bind(source).iterator()
-    for chunk in chunked(rows, ROWS):
-        fields = table._meta.sorted_fields
+    fields = table._meta.sorted_fields
+    while chunk := list(islice(rows, ROWS)):
         table.insert_many(chunk, fields).bind(target).execute()
-    if table is models.Delivery and not isinstance(target, SqliteDatabase):
+    if table is models.Delivery and not models.is_sqlite(target):
         target.execute_sql(
             "SELECT setval(pg_get_serial_sequence('delivery', 'id'), "
             "(SELECT max(id) FROM delivery)) FROM delivery LIMIT 1"
@@ -95,8 +94,8 @@ def main(arguments: list[str]) -> int:
     try:
         moved = move(*arguments)
     except TROUBLE as error:
-        # Its first line only: the rest may hold values.
-        print(f"Nothing was moved: {str(error).splitlines()[0]}", file=sys.stderr)
+        reason = str(error).partition("\n")[0]  # the rest may hold values
+        print(f"Nothing was moved: {reason}", file=sys.stderr)
         return 1
     for name, count in moved.items():
         print(f"{name:12}{count:>10,}")

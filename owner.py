@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import falcon
@@ -40,17 +39,6 @@ MAIL_SECONDS = 5  # that Mailjet may take for all that the doctor asks
 Check = tuple[str, bool, str]  # name, ok, what is or what to do
 
 
-def openapi(settings: Settings) -> bytes:
-    """Return openapi.yaml as JSON, with this service's version and address."""
-    import yaml  # loaded when first asked for
-
-    text = Path(__file__).with_name("openapi.yaml").read_text("utf-8")
-    document = yaml.safe_load(text)
-    document["info"]["version"] = VERSION
-    document["servers"] = [{"url": settings.public_url}]
-    return json.dumps(document, ensure_ascii=False).encode()
-
-
 class Health:
     """Is all well? Never cached, never limited, no secrets."""
 
@@ -72,6 +60,7 @@ class Health:
             counts = {"waiting": 0, "oldest_seconds": 0, "dead": 0}
             held = 0
             resp.status = falcon.HTTP_503
+            resp.set_header("Retry-After", "5")
         paused = now < self._outbox.paused_until
         resp.media = {
             **status,
@@ -170,7 +159,7 @@ class People:
     def __init__(
         self, settings: Settings, outbox: Outbox, clock: Callable[[], float]
     ) -> None:
-        self._sync = settings.mailjet_list_id is not None
+        self._settings = settings
         self._outbox = outbox
         self._clock = clock
 
@@ -180,7 +169,8 @@ class People:
         if address is None:
             message = "This is not a valid e-mail address."
             raise forms.wrong("email", "TYPE_EMAIL", message)
-        messages, subscribers = models.erase(address, self._clock(), self._sync)
+        sync = self._settings.syncs_list
+        messages, subscribers = models.erase(address, self._clock(), sync)
         self._outbox.nudge()
         erased = f"Erased {messages} messages and {subscribers} subscriptions."
         succeed(resp, "", erased, messages=messages, subscribers=subscribers)
@@ -281,7 +271,7 @@ class Doctor:
             f"Mailed links lead to {settings.public_url}"
             + ("." if safe else ": set PUBLIC_URL to this service's https address."),
         )
-        listed = settings.allowed_origins != ("*",)
+        listed = not settings.origins.any
         yield (
             "allowed_origins",
             listed,

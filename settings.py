@@ -77,7 +77,6 @@ class Origins:
     """The origins of the owner's pages; ``*`` stands for every one."""
 
     def __init__(self, listed: tuple[str, ...], own: str | None = None) -> None:
-        self.listed = listed
         self.any = listed == ("*",)
         self._sites = {self._site(origin) for origin in (*listed, own) if origin}
 
@@ -124,6 +123,11 @@ class Settings:
     def origins(self) -> Origins:
         """The allowed origins, our own pages' among them."""
         return Origins(self.allowed_origins, origin_of(self.public_url))
+
+    @property
+    def syncs_list(self) -> bool:
+        """Whether changes of the sign-up list go to Mailjet's."""
+        return self.mailjet_list_id is not None
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Settings:

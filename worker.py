@@ -13,6 +13,7 @@ import threading
 import time
 from contextlib import suppress
 from functools import lru_cache
+from http import HTTPStatus
 from typing import Any
 
 from gunicorn import util
@@ -304,7 +305,7 @@ class Threads(Worker):  # type: ignore[misc]
         except Exception as error:
             # Without what was sent, and by whom.
             self.log.warning("not understood: %s", type(error).__name__)
-            refuse(conn.sock, "400 Bad Request", "MALFORMED", "This is not HTTP.")
+            refuse(conn.sock, HTTPStatus.BAD_REQUEST)
             return False
         try:
             self.respond(resp, env)
@@ -316,8 +317,7 @@ class Threads(Worker):  # type: ignore[misc]
         except Exception as error:  # an export that fails half way, a broken rest
             self.log.warning("cut short: %s", type(error).__name__)
             if not resp.headers_sent:
-                message = "Something went wrong here; it has been logged."
-                refuse(conn.sock, "500 Internal Server Error", "INTERNAL", message)
+                refuse(conn.sock, HTTPStatus.INTERNAL_SERVER_ERROR)
             return False
 
     def respond(self, resp: Any, env: dict[str, Any]) -> None:
@@ -335,13 +335,13 @@ class Threads(Worker):  # type: ignore[misc]
                 parts.close()
 
 
-def refuse(sock: socket.socket, status: str, code: str, message: str) -> None:
+def refuse(sock: socket.socket, status: HTTPStatus) -> None:
     """Answer in the shape of all errors what never reached the application."""
-    from answers import error_body  # loaded with the application, not by the master
+    import answers  # loaded with the application, not by the master
 
-    body = json.dumps(error_body([{"code": code, "message": message}]))
+    body = json.dumps(answers.error_body(answers.plain_error(status)))
     head = (
-        f"HTTP/1.1 {status}\r\nConnection: close\r\n"
+        f"HTTP/1.1 {status.value} {status.phrase}\r\nConnection: close\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     with suppress(OSError):

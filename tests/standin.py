@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, Self
 
 
 @dataclass
@@ -44,8 +44,35 @@ def success(request: Request) -> Answer:
     return Answer(body={"Count": 1, "Data": [{}], "Total": 1})
 
 
-class StandIn:
-    """Mailjet on a free local port; a context manager.
+class LocalServer:
+    """An HTTP server on a free local port, in a thread; a context manager."""
+
+    def __init__(self, handler: type[BaseHTTPRequestHandler]) -> None:
+        class Server(ThreadingHTTPServer):
+            daemon_threads = True
+            request_queue_size = 128
+
+            def handle_error(self, *args: object) -> None:
+                pass  # a client that went away
+
+        self._server = Server(("127.0.0.1", 0), handler)
+        self.port = self._server.server_port
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.02,), daemon=True
+        )
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class StandIn(LocalServer):
+    """Mailjet on a local port.
 
     requests holds what came in; answer may be replaced by any function of a Request;
     wait(n) returns once n requests are there (the bound only ends a failing test).
@@ -90,30 +117,11 @@ class StandIn:
             def log_message(self, *args: object) -> None:
                 pass
 
-        class Server(ThreadingHTTPServer):
-            daemon_threads = True
-            request_queue_size = 128
-
-            def handle_error(self, *args: object) -> None:
-                pass  # a client that went away
-
-        self._server = Server(("127.0.0.1", 0), Handler)
+        super().__init__(Handler)
         if tls is not None:
             self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
         scheme = "https" if tls else "http"
-        self.url = f"{scheme}://localhost:{self._server.server_port}/"
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(0.02,), daemon=True
-        )
-
-    def __enter__(self) -> StandIn:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        self.url = f"{scheme}://localhost:{self.port}/"
 
     @property
     def mails(self) -> list[dict[str, Any]]:

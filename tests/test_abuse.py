@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import logging
 import multiprocessing
-import os
 import re
 import threading
 import time
@@ -28,9 +27,9 @@ import models
 from api import create_app
 from mail import DIGEST_ITEMS, Links
 from settings import Settings, Window, sqlite_path
-from tests.conftest import Clock, Desk, Mailbox
+from tests.conftest import FULL, Clock, Desk, Mailbox
 
-FLOOD = 100_000 if os.environ.get("FRONTDESK_FULL") else 1_000
+FLOOD = 100_000 if FULL else 1_000
 MEGABYTE = 2**20
 DAY = 86400
 

@@ -221,6 +221,7 @@ JSON, PAGE = False, True
         ("*/*", "application/json", {}, JSON),
         ("*/*", FORM_TYPE, {"Sec-Fetch-Mode": "navigate"}, JSON),
         ("application/xhtml+xml, text/html;q=0.9", FORM_TYPE, {}, PAGE),
+        ("*/*;q=0.1, text/html", FORM_TYPE, {}, PAGE),
     ],
 )
 def test_a_script_gets_json_and_a_browser_a_page(
@@ -254,6 +255,17 @@ def test_a_browser_gets_a_readable_page_for_every_error(
     assert answer.status_code == status
     assert answer.headers["Content-Type"].startswith("text/html")
     assert "<h1>" in answer.text and "site.example" in answer.text
+
+
+def test_a_hits_error_shows_no_form(desk: Desk) -> None:
+    answer = desk.client.simulate_post(
+        "/hits",
+        body=b'--x\r\nContent-Disposition: form-data; name="page"; filename="f"\r\n'
+        b"\r\nfile\r\n--x--\r\n",
+        headers={"Content-Type": "multipart/form-data; boundary=x", "Accept": BROWSER},
+    )
+    assert answer.status_code == 422
+    assert "Files are not accepted" in answer.text and "<form" not in answer.text
 
 
 # --- typed text is given back ----------------------------------------------------

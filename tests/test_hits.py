@@ -254,10 +254,9 @@ def test_the_badge_counts_and_shows(desk: Desk) -> None:
     assert sums(desk, "/about") == (2, 1)
 
 
-@pytest.mark.parametrize("value", ["false", "0"])
-def test_the_badge_may_only_show(desk: Desk, value: str) -> None:
+def test_the_badge_may_only_show(desk: Desk) -> None:
     hit(desk, "/about")
-    answer = desk.client.simulate_get(f"/hits.svg?page=/about&count={value}")
+    answer = desk.client.simulate_get("/hits.svg?page=/about&count=false")
     assert "hits: 1" in texts(answer.text)
     assert sums(desk, "/about") == (1, 1)
 
@@ -557,11 +556,7 @@ def test_the_database_holds_no_address_and_no_user_agent(
         "/hits.gif?page=/", headers={"User-Agent": "Secret-Agent/7"}
     )
     everything = repr(
-        [
-            list(table.select().dicts())
-            for table in models.Table.__subclasses__()
-            if table.table_exists() and table is not models.Bucket
-        ]
+        [list(table.select().dicts()) for table in models.Table.__subclasses__()]
     )
     assert "Secret" not in everything
     assert "198.51.100" not in everything

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import re
 import threading
 from collections.abc import Iterator
@@ -22,10 +21,8 @@ import models
 from api import Frontdesk, create_app
 from mail import Links
 from settings import Settings, Window
-from tests.conftest import NOON, ROOT, TOKEN, Mailbox
+from tests.conftest import FULL, NOON, ROOT, TOKEN, Mailbox
 
-# make faults sets FRONTDESK_FULL.
-FULL = bool(os.environ.get("FRONTDESK_FULL"))
 EXAMPLES = 2000 if FULL else 200
 PLENTY = (Window(10**6, 1),)
 KEY = "k" * 32

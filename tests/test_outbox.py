@@ -430,6 +430,21 @@ def test_an_outbox_survives_a_database_in_trouble(
     models.execute("ALTER TABLE gone RENAME TO delivery")
 
 
+def test_a_daily_round_that_fails_keeps_no_mail_waiting(
+    desk: Desk, ticking: Callable[[Any], Outbox]
+) -> None:
+    models.execute("ALTER TABLE visitor RENAME TO gone")
+    gate = Gate()
+    gate.may.set()
+    outbox = ticking(gate)
+    for n in range(2):  # before the daily round, and after it has failed
+        write(desk, str(n))
+        outbox.nudge()
+        assert gate.asked.acquire(timeout=SECONDS)
+    closing(outbox)
+    models.execute("ALTER TABLE gone RENAME TO visitor")
+
+
 # --- the contact list ------------------------------------------------------------
 
 
@@ -446,6 +461,30 @@ def test_the_list_gets_the_state_of_now_not_of_then(
     desk.drain()
     assert desk.mailbox.synced == [("77", EMAIL, False)] * 2
     assert waiting() == []
+
+
+def test_leaving_takes_the_old_spelling_off_the_list(
+    make_desk: Callable[..., Desk], clock: Clock
+) -> None:
+    desk = make_desk(mailjet_list_id="77")
+    other = "ada+x@example.com"
+    for email in (other, EMAIL):  # of one mailbox: left while Mailjet was away
+        desk.post("/newsletter", {"email": email})
+        desk.drain()
+        row = Subscriber.get()
+        Subscriber.confirm(row.id, row.cycle, clock(), sync=True)
+        if email == other:
+            desk.drain()
+            Subscriber.leave(row.id, clock(), sync=True)
+            Delivery.update(due_at=clock() + 2 * DAY).execute()
+            clock.advance(DAY)
+    clock.advance(DAY)
+    desk.drain()
+    assert desk.mailbox.synced == [
+        ("77", other, True),
+        ("77", EMAIL, True),
+        ("77", other, False),
+    ]
 
 
 def test_a_list_change_is_dropped_when_there_is_no_list_any_more(desk: Desk) -> None:

@@ -171,6 +171,7 @@ def test_health_is_503_when_the_database_fails(desk: Desk, table: str) -> None:
     models.execute(f"ALTER TABLE {table} RENAME TO gone")
     answer = desk.client.simulate_get("/health")
     assert answer.status_code == 503
+    assert int(answer.headers["retry-after"]) > 0
     assert answer.json["status"] == answer.json["database"] == "error"
     assert set(answer.json["outbox"]) >= {"waiting", "oldest_seconds", "dead"}
 

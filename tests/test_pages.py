@@ -50,7 +50,7 @@ MESSAGE = {
 }
 FORM = {
     "action": "/contact",
-    "button": "Send",
+    "multipart": False,
     "fields": [
         {"name": "email", "value": "ann@", "label": "Your email", "kind": "email"},
         {"name": "name", "value": 'A "Q"', "label": "Your name", "kind": "text"},
@@ -98,8 +98,12 @@ PAGES = {
     "not-me.html": ACTION,
     "expired.html": ACTION,
     "release.html": {**ACTION, "message": MESSAGE},
-    "action.html": {**ACTION, "title": "Sure?", "text": ["One."], "button": "Do it"},
-    "ask.html": {**ACTION, "fields": [("token", "x")], "shown": [("Message", "Hi")]},
+    "ask.html": {
+        **ACTION,
+        "fields": [("token", "x")],
+        "shown": [("Message", "Hi")],
+        "multipart": False,
+    },
     "error.html": {**DONE, "title": "Please check", "errors": ERRORS, "form": FORM},
 }
 MAILS = {
@@ -114,13 +118,14 @@ MAILS = {
         "site_name": "Site",
         "items": [HELD, {**HELD, "subject": ""}],
         "more": 1,
+        "dropped": 0,
         "day": "22 November 2025",
     },
     "mail-test.txt": {"site_name": "Site", "public_url": "https://desk.example"},
 }
 EVERY = {**PAGES, **MAILS, "mail-confirm.html": CONFIRM}
 NOT_RENDERED_ALONE = {
-    *("base.html", "done.html", "chart.svg"),
+    *("base.html", "action.html", "done.html", "chart.svg"),
     *("badge-flat.svg", "badge-flat-square.svg"),
 }
 
@@ -521,7 +526,7 @@ def test_pages_are_in_order_for_screen_readers_and_robots(template):
     "template",
     [
         *("confirm.html", "unsubscribe.html", "not-me.html", "expired.html"),
-        *("release.html", "action.html", "ask.html"),
+        *("release.html", "ask.html"),
     ],
 )
 def test_pages_that_act_have_one_form_and_one_button(template):
@@ -533,12 +538,6 @@ def test_pages_that_act_have_one_form_and_one_button(template):
 def test_expired_page_asks_again():
     page = Tags(pages.render("expired.html", **ACTION))
     assert page.all("input") == [{"type": "hidden", "name": "again", "value": "1"}]
-
-
-def test_action_page_carries_its_hidden_fields():
-    values = {**PAGES["action.html"], "hidden": {"a": '"><b>'}}
-    page = Tags(pages.render("action.html", **values))
-    assert page.all("input") == [{"type": "hidden", "name": "a", "value": '"><b>'}]
 
 
 def test_delivered_message_offers_no_button():
@@ -563,7 +562,7 @@ def typed_pages(text):
     form = {**FORM, "fields": [{**field, "value": text} for field in FORM["fields"]]}
     pair = [(text, text)]
     return {
-        "ask.html": {**ACTION, "fields": pair, "shown": pair},
+        "ask.html": {**PAGES["ask.html"], "fields": pair, "shown": pair},
         "release.html": {**ACTION, "message": message},
         "error.html": {**PAGES["error.html"], "form": form},
     }
@@ -603,13 +602,13 @@ def test_error_page_gives_the_typed_text_back_beside_what_is_wrong():
 
 
 def test_error_page_with_only_hidden_fields_is_one_button():
-    form = {**FORM, "fields": FORM["fields"][3:], "button": "Try again"}
+    form = {**FORM, "fields": FORM["fields"][3:]}
     errors = [{"message": "Please wait.", "field": "email"}]
     values = {**PAGES["error.html"], "form": form, "errors": errors}
     page = Tags(pages.render("error.html", **values))
     assert [field["name"] for field in page.all("input", "textarea")] == ["_next"]
     assert len(page.all("button")) == 1
-    assert "Try again" in page.text and "Please wait." in page.text
+    assert "Please wait." in page.text
 
 
 def test_error_page_without_a_form_shows_every_error():
@@ -663,7 +662,6 @@ def test_mail_texts_begin_with_one_subject_line(template):
             True,
             "[Site] [maybe spam] Message from a Bcc: b",
         ),
-        ({"subject": "x" * 300}, False, "[Site] " + "x" * 248),
         ({"subject": "<b> & {{ x }}"}, False, "[Site] <b> & {{ x }}"),
     ],
 )

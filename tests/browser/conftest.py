@@ -8,7 +8,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 from tests.conftest import ROOT, Server, mail_settings
-from tests.standin import StandIn
+from tests.standin import LocalServer, StandIn
 
 HERE = Path(__file__).parent
 EXAMPLE = ROOT / "examples" / "portfolio"
@@ -66,7 +66,7 @@ def modules() -> Path:
     return folder
 
 
-class Site:
+class Site(LocalServer):
     """The owner's static site: files by path, the example's where none is given."""
 
     def __init__(self) -> None:
@@ -103,29 +103,14 @@ class Site:
             def log_message(self, *args: object) -> None:
                 pass
 
-        class Server(ThreadingHTTPServer):
-            def handle_error(self, *args: object) -> None:
-                pass  # a tab that was closed meanwhile
-
-        self._server = Server(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
+        super().__init__(Handler)
         # Another host than the service's "localhost": cross-site, as in real life.
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self.url = f"http://127.0.0.1:{self.port}"
 
     def wait_for(self, path: str, seconds: float = 20) -> None:
         """Return once a path was asked for (the bound only ends a failing test)."""
         with self._came:
             assert self._came.wait_for(lambda: path in self.seen, seconds), self.seen
-
-    def __enter__(self) -> Site:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import socket
 import sqlite3
@@ -21,12 +20,11 @@ import models
 from api import create_app
 from mail import LEASE, Mailjet
 from settings import Address, Settings
-from tests.conftest import Server
+from tests.conftest import FULL, Server
 from tests.standin import StandIn
 
 T = TypeVar("T")
 
-FULL = os.environ.get("FRONTDESK_FULL") == "1"
 NO_LIMITS = {
     "CONTACT_LIMIT": "999999/second",
     "NEWSLETTER_LIMIT": "999999/second",
