@@ -27,7 +27,7 @@ IMAGE_PROXIES = re.compile(r"camo|imageproxy|yahoomailproxy|ggpht")
 def wants_page(req: Request) -> bool:
     """Tell whether a browser submits a plain form; scripts and curl want JSON."""
     accept = req.get_header("Accept") or "*/*"
-    if req.get_header("X-Requested-With") == "XMLHttpRequest":
+    if (req.get_header("X-Requested-With") or "").lower() == "xmlhttprequest":
         return False
     if req.get_header("Sec-Fetch-Mode") not in (None, "navigate"):
         return False
@@ -98,8 +98,8 @@ class Site:
     ) -> None:
         """Answer with a page; targets: origins that its form may lead to."""
         resp.content_type = falcon.MEDIA_HTML
-        name = self.settings.site_name
-        resp.text = pages.render(template, site_name=name, **values)
+        common = {"site_name": self.settings.site_name, "root": self.settings.root}
+        resp.text = pages.render(template, **common, **values)
         resp.set_header("Content-Security-Policy", pages.page_policy(*targets))
         resp.set_header("Referrer-Policy", "same-origin")
 

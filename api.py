@@ -58,6 +58,8 @@ from middleware import (
 from models import Hit, Judgement, Message, Page, Subscriber, Visitor
 from settings import VERSION, Settings, Window, origin_of, sqlite_path
 
+DUPLICATE_BODY_SECONDS = 600
+IDEMPOTENCY_SECONDS = 86400
 ASKED_SECONDS = (2, 86400)  # how old an answer to our own question may be
 
 
@@ -197,7 +199,7 @@ class Thanks:
         self._site.show(
             resp,
             "signup-thanks.html" if signup else "thanks.html",
-            back_url=self._site.sender(req, {}) or "/",
+            back_url=self._site.sender(req, {}) or f"{self._site.settings.root}/",
         )
 
 
@@ -269,8 +271,8 @@ class Contact(Mailing):
                 "echo": echo,
             },
             judge,
+            keys=self._keys(req, contact),
             now=now,
-            **self._keys(req, contact),
         )
         if message_id is None:
             self._ask(req, resp, values, contact, next_url)
@@ -318,16 +320,16 @@ class Contact(Mailing):
         return reading.fingerprint, judge
 
     @staticmethod
-    def _keys(req: Request, contact: ContactForm) -> dict[str, Any]:
+    def _keys(req: Request, contact: ContactForm) -> dict[str, int]:
+        """Return what tells that a submission is a repeat, and for how many seconds."""
         client = client_key(req.context.client)
+        body = models.keyed_hash("body", client, *_content(contact))
         key = req.get_header("Idempotency-Key")
-        # Of one sender only: somebody else's key may be the same by chance. By the mail
-        # address, because a phone changes networks between two tries.
-        keyed = models.keyed_hash("key", contact.email, key) if key else None
-        return {
-            "body_key": models.keyed_hash("body", client, *_content(contact)),
-            "idempotency_key": keyed,
-        }
+        # Of one sender only: somebody else's key may be the same by chance. Either one
+        # will do, since a phone changes networks between two tries.
+        senders = (contact.email, client) if key else ()
+        keys = [models.keyed_hash("key", sender, key or "") for sender in senders]
+        return dict.fromkeys(keys, IDEMPOTENCY_SECONDS) | {body: DUPLICATE_BODY_SECONDS}
 
     def _ask(
         self,

@@ -421,7 +421,12 @@ def next_url(
     """
     if not wanted or len(wanted) > 2000 or re.search(r"[\\\s\x00-\x20\x7f]", wanted):
         return None
+    if wanted in ("true", "false"):  # what becomes of JSON's: "redirect: false"
+        return None
     try:
+        asked = urlsplit(wanted)
+        if not asked.netloc and (asked.scheme or wanted.startswith("//")):
+            return None  # https:evil.example, ///evil.example: neither path nor URL
         url = urljoin(site or "", wanted)
         if not allows(url):
             return None

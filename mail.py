@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -43,6 +44,16 @@ MAX_REST = 0.1  # seconds, for who waits for the end
 PAUSE = 20  # seconds between tries while Mailjet refuses our keys
 IDLE = 30  # seconds between looks for what another worker left due
 MAX_RETRY_AFTER = 3600
+
+# "addnoforce" respects that somebody left the list at Mailjet before; who left here and
+# came back was put off it by our own "unsub", and has agreed anew.
+# https://dev.mailjet.com/reference/email/contacts/bulk-contact-management/
+LIST_ACTIONS = {
+    "confirmed": "addnoforce",
+    "returned": "addforce",
+    "left": "unsub",
+    "erased": "remove",
+}
 
 
 # --- signed links ----------------------------------------------------------------
@@ -251,8 +262,11 @@ class Transport(Protocol):
     def send(self, message: dict[str, Any]) -> None:
         """Hand over one mail; raises Refused, KeysRefused or TryLater."""
 
-    def sync(self, list_id: str, email: str, subscribed: bool) -> None:
-        """Put an address on the contact list or off it; raises the same."""
+    def sync(self, list_id: str, email: str, standing: str) -> None:
+        """Tell the contact list of an address's standing; raises the same.
+
+        See Subscriber.standing().
+        """
 
     def check(self, settings: Settings) -> Iterator[tuple[str, bool, str]]:
         """Yield (name, ok, message) for the doctor."""
@@ -272,7 +286,7 @@ class LogTransport:
             flush=True,
         )
 
-    def sync(self, list_id: str, email: str, subscribed: bool) -> None:
+    def sync(self, list_id: str, email: str, standing: str) -> None:
         """Do nothing: there is no list without Mailjet."""
 
     def check(self, settings: Settings) -> Iterator[tuple[str, bool, str]]:
@@ -325,12 +339,9 @@ class Mailjet:
         if status != "success":
             raise _failure_within(result)
 
-    def sync(self, list_id: str, email: str, subscribed: bool) -> None:
-        """Put an address on the contact list or off it.
-
-        "addnoforce" respects that somebody left the list at Mailjet.
-        """
-        action = "addnoforce" if subscribed else "unsub"
+    def sync(self, list_id: str, email: str, standing: str) -> None:
+        """Put an address on the contact list or off it."""
+        action = LIST_ACTIONS[standing]
         self.call(
             lambda: self.client("v3").contactslist_managecontact.create(
                 id=list_id,
@@ -419,6 +430,10 @@ def _failure_within(result: dict[str, Any]) -> Exception:
     return _failure(status if isinstance(status, int) else 400, json.dumps(errors))
 
 
+# What "mj-0013" (a bad address) is about, when it is our own and not the visitor's.
+_OWN_ADDRESS = re.compile(r'"ErrorRelatedTo":\s*\[\s*"(?:To|From)\b')
+
+
 def _failure(status: int, body: str, retry_after: float = 0) -> Exception:
     # The body may repeat an address: only the status is kept.
     reason = f"Mailjet answered {status}"
@@ -426,7 +441,8 @@ def _failure(status: int, body: str, retry_after: float = 0) -> Exception:
         return KeysRefused(reason)
     if status in (408, 429) or not 400 <= status < 500:
         return TryLater(reason, retry_after)
-    if status == 400 and ("ReplyTo" in body or "mj-0013" in body):
+    bad_address = "ReplyTo" in body or "mj-0013" in body
+    if status == 400 and bad_address and not _OWN_ADDRESS.search(body):
         return RefusedReplyTo(reason)
     return Refused(reason)
 
@@ -556,7 +572,7 @@ class Outbox:
         if delivery.kind == "list":
             list_id, email = self._settings.mailjet_list_id, delivery.ref
             if list_id:  # the address's state now, whatever it was when queued
-                self._transport.sync(list_id, email, Subscriber.is_on_list(email))
+                self._transport.sync(list_id, email, Subscriber.standing(email))
             return
         message = self._composer.compose(delivery)
         if message is None:

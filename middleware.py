@@ -138,7 +138,9 @@ class ClientAddress:
         self._header = settings.client_ip_header
         self._hops = settings.trusted_hops
 
-    def process_request(self, req: Request, resp: Response) -> None:
+    def process_resource(
+        self, req: Request, resp: Response, resource: Any, params: Any
+    ) -> None:
         """Set req.context.client.
 
         Raises Rejected (400) for two X-Forwarded-For lines: a forgery attempt that
@@ -165,9 +167,17 @@ class ClientAddress:
 
 @lru_cache(maxsize=1024)
 def ip_address(text: str) -> str:
-    """Return an IP address in its normal form, "" if it is none."""
+    """Return an IP address in its normal form, "" if it is none.
+
+    Some proxies append the port that the client came from: 192.0.2.1:5678, [::1]:5678.
+    """
+    text = text.strip()
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
     try:
-        address = ipaddress.ip_address(text.strip().partition("%")[0])
+        address = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
         return ""
     mapped = getattr(address, "ipv4_mapped", None)

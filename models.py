@@ -50,8 +50,6 @@ StorageError: tuple[type[Exception], ...] = (
 )
 
 DAY = 86400
-DUPLICATE_BODY_SECONDS = 600
-IDEMPOTENCY_SECONDS = DAY
 # Of all clients together: a flood must fill neither the disk nor the mail quota.
 HELD_PER_HOUR = 100  # long ones count more
 DOUBTFUL_PER_HOUR = 50
@@ -478,19 +476,22 @@ class Receipt(Table):
         return str(row[0])
 
     @classmethod
-    def claim_all(
-        cls, body_key: str, idempotency_key: str | None, message_id: str, now: float
-    ) -> str:
-        """Return the message that a submission belongs to, this one if it is new."""
-        if idempotency_key:
-            owner = cls.claim(idempotency_key, message_id, now, IDEMPOTENCY_SECONDS)
+    def claim_all(cls, keys: Mapping[str, int], message_id: str, now: float) -> str:
+        """Return the message that one of the keys belongs to, this one if none does.
+
+        keys: the seconds that each holds. Those before the one that was known belong
+        to its message from now on; those after it stay as they are.
+        """
+        claimed: list[str] = []
+        for key, seconds in keys.items():
+            owner = cls.claim(key, message_id, now, seconds)
             if owner != message_id:
+                for mine in claimed:
+                    sql = "UPDATE receipt SET message_id = ? WHERE key = ?"
+                    execute(sql, owner, mine)
                 return owner
-        owner = cls.claim(body_key, message_id, now, DUPLICATE_BODY_SECONDS)
-        if idempotency_key and owner != message_id:
-            sql = "UPDATE receipt SET message_id = ? WHERE key = ?"
-            execute(sql, owner, idempotency_key)
-        return owner
+            claimed.append(key)
+        return message_id
 
 
 # --- messages --------------------------------------------------------------------
@@ -532,8 +533,7 @@ class Message(Table):
         values: Mapping[str, Any],
         judge: Callable[[int], Judgement | None],
         *,
-        body_key: str,
-        idempotency_key: str | None,
+        keys: Mapping[str, int],
         now: float,
     ) -> str | None:
         """Store a message and its outgoing mail, once, and return its id.
@@ -541,8 +541,8 @@ class Message(Table):
         judge is told how many other clients sent a near-identical text (see echoes());
         where it returns None, nothing is stored, and None returned.
 
-        The same body_key within 10 minutes or idempotency_key within a day finds the
-        first message again. A held one gets no mail; over the hourly ceilings a
+        A submission with one of the same keys (see Receipt.claim_all) finds the first
+        message again. A held one gets no mail; over the hourly ceilings a
         doubtful one is held too, and a held one only counted.
         """
         message_id = new_id(now)
@@ -552,7 +552,7 @@ class Message(Table):
             verdict = judge(cls.echoes(values["echo"], values["client"], now))
             if verdict is None:
                 return None
-            owner = Receipt.claim_all(body_key, idempotency_key, message_id, now)
+            owner = Receipt.claim_all(keys, message_id, now)
             if owner != message_id:
                 return owner
             row = {
@@ -809,10 +809,18 @@ class Subscriber(Table):
         return bool(write(job))
 
     @classmethod
-    def is_on_list(cls, email: str) -> bool:
-        """Tell whether an address is confirmed at this moment, in this spelling."""
+    def standing(cls, email: str) -> str:
+        """Return what an address is at this moment, in this spelling.
+
+        That is erased, left (or not confirmed), confirmed, or returned: confirmed
+        again after it had left.
+        """
         row = cls.get_or_none(cls.mailbox == mailbox_key(email))
-        return row is not None and row.status == "confirmed" and row.email == email
+        if row is None:
+            return "erased"
+        if row.status != "confirmed" or row.email != email:
+            return "left"
+        return "confirmed" if row.gone_at is None else "returned"
 
     @classmethod
     def _locked(cls, column: str, value: str) -> Any:

@@ -154,8 +154,7 @@ def _paint(color: str) -> tuple[str, str, str]:
 
 @cache
 def _badge_template(style: str) -> str:
-    name = "badge-flat-square.svg" if style == "flat-square" else "badge-flat.svg"
-    return (TEMPLATES / name).read_text("utf-8").strip()
+    return (TEMPLATES / f"badge-{style}.svg").read_text("utf-8").strip()
 
 
 def badge(label: str, value: str, color: str = "blue", style: str = "flat") -> str:

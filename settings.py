@@ -124,6 +124,11 @@ class Settings:
         """The allowed origins, our own pages' among them."""
         return Origins(self.allowed_origins, origin_of(self.public_url))
 
+    @cached_property
+    def root(self) -> str:
+        """The path that a proxy in front takes off, if PUBLIC_URL has one."""
+        return urlsplit(self.public_url).path
+
     @property
     def syncs_list(self) -> bool:
         """Whether changes of the sign-up list go to Mailjet's."""
@@ -171,7 +176,7 @@ class _Reader:
                 _whole(0, 10**6),
                 Settings.confirm_mails_per_day,
             ),
-            admin_token=self.read("ADMIN_TOKEN", str, None),
+            admin_token=self.read("ADMIN_TOKEN", _token, None),
             trusted_hops=self.read("TRUSTED_HOPS", _whole(0, 10), int(self.heroku)),
             client_ip_header=self.read(
                 "CLIENT_IP_HEADER", _header, "CF-Connecting-IP" if self.render else None
@@ -189,7 +194,8 @@ class _Reader:
             threads=self.read("WEB_THREADS", _whole(1, 64), Settings.threads),
         )
         self.check_mail(settings)
-        self.check_platform(settings)
+        self.check_secret()
+        self.check_sqlite(settings)
         if self.problems:
             raise SettingsError(self.problems)
         return settings
@@ -207,7 +213,7 @@ class _Reader:
         domain = self.environ.get("HEROKU_APP_DEFAULT_DOMAIN_NAME")
         fallback = f"https://{domain}" if domain else f"http://localhost:{port}"
         url = self.read("RENDER_EXTERNAL_URL", _url, fallback)
-        return self.read("PUBLIC_URL", _url, url).rstrip("/")
+        return self.read("PUBLIC_URL", _base_url, url).rstrip("/")
 
     def mailjet_key(self) -> tuple[str, str] | None:
         names = ("MJ_APIKEY_PUBLIC", "MJ_APIKEY_PRIVATE")
@@ -228,19 +234,20 @@ class _Reader:
             if name not in self.environ:
                 self.problems.append(f"{name}: missing, set it to {what}")
 
-    def check_platform(self, settings: Settings) -> None:
-        if not (self.heroku or self.render):
-            return
-        if "SECRET_KEY" not in self.environ:
+    def check_secret(self) -> None:
+        if (self.heroku or self.render) and "SECRET_KEY" not in self.environ:
             self.problems.append(
                 "SECRET_KEY: missing, set it to 32 or more random characters "
                 "(openssl rand -hex 32)"
             )
+
+    def check_sqlite(self, settings: Settings) -> None:
         path = sqlite_path(settings.database_url)
         wrong = any(problem.startswith("DATABASE_URL:") for problem in self.problems)
-        if path is None or settings.ephemeral or wrong:
+        if path is None or wrong:
             return
-        if self.heroku or not _on_mounted_disk(path):
+        wiped = self.heroku or (self.render and not _on_mounted_disk(path))
+        if wiped and not settings.ephemeral:
             way = (
                 "attach Postgres (heroku addons:create heroku-postgresql)"
                 if self.heroku
@@ -252,6 +259,8 @@ class _Reader:
                 f"restart, and the sign-up list with it: {way}; ALLOW_EPHEMERAL=1 "
                 "overrides this"
             )
+        elif not path.parent.is_dir():
+            self.problems.append(f"DATABASE_URL: cannot use {path}: no such folder")
 
 
 def sqlite_path(database_url: str) -> Path | None:
@@ -302,6 +311,12 @@ def _url(text: str) -> str:
     return text
 
 
+def _base_url(text: str) -> str:
+    if "?" in text or "#" in text:
+        raise ValueError("must end with a host or a path, links are made of it")
+    return _url(text)
+
+
 def _mailjet_url(text: str) -> str:
     host = urlsplit(_url(text)).hostname or ""
     # mailjet_rest itself refuses every other host.
@@ -339,6 +354,12 @@ def _address(text: str) -> Address:
     if len(addresses) > 1 or not re.fullmatch(r"[^@\s,;<>]+@[^@\s,;<>]+", email):
         raise ValueError("must be a mail address such as Name <me@example.com>")
     return Address(name, email)
+
+
+def _token(text: str) -> str:
+    if not (text.isascii() and text.isprintable()):  # a header could not hold it
+        raise ValueError("must be ASCII")
+    return text
 
 
 def _digits(text: str) -> str:

@@ -175,6 +175,8 @@ def _link_hits(hosts: list[str], prose: str) -> Iterator[Hit]:
         yield 4, f"hardly more than {links}"
     if len(hosts) > 1 and words < 10 * len(hosts):
         yield 3, f"{links} in {words} words"
+    if len(hosts) >= 10:
+        yield 4, f"as many as {links}"
     if any(host in _SHORTENERS or host.endswith(_THROWAWAY) for host in hosts):
         yield 2, "a shortened link or a throw-away domain"
 

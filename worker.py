@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import secrets
 import select
 import selectors
 import socket
@@ -303,9 +304,7 @@ class Threads(Worker):  # type: ignore[misc]
         except (StopIteration, NoMoreData, OSError):  # the client has gone
             return False
         except Exception as error:
-            # Without what was sent, and by whom.
-            self.log.warning("not understood: %s", type(error).__name__)
-            refuse(conn.sock, HTTPStatus.BAD_REQUEST)
+            self.refuse(conn, HTTPStatus.BAD_REQUEST, error)
             return False
         try:
             self.respond(resp, env)
@@ -315,10 +314,32 @@ class Threads(Worker):  # type: ignore[misc]
         except OSError:
             return False
         except Exception as error:  # an export that fails half way, a broken rest
-            self.log.warning("cut short: %s", type(error).__name__)
-            if not resp.headers_sent:
-                refuse(conn.sock, HTTPStatus.INTERNAL_SERVER_ERROR)
+            if resp.headers_sent:
+                self.log.warning("cut short: %s", type(error).__name__)
+            else:
+                self.refuse(conn, HTTPStatus.INTERNAL_SERVER_ERROR, error)
             return False
+
+    def refuse(self, conn: Connection, status: HTTPStatus, error: Exception) -> None:
+        """Answer, in the shape of all errors, what never reached the application."""
+        import answers  # loaded with the application, not by the master
+
+        request_id = secrets.token_hex(8)
+        # Without what was sent, and by whom.
+        self.log.warning("? - %d %s %s", status, type(error).__name__, request_id)
+        body = json.dumps(answers.error_body(answers.plain_error(status)))
+        lines = [
+            f"HTTP/1.1 {status.value} {status.phrase}",
+            "Connection: close",
+            "Content-Type: application/json",
+            f"Content-Length: {len(body)}",
+            "Cache-Control: no-store",
+            "Vary: Origin",
+            "X-Content-Type-Options: nosniff",
+            f"X-Request-ID: {request_id}",
+        ]
+        with suppress(OSError):
+            util.write_nonblock(conn.sock, "\r\n".join([*lines, "", body]).encode())
 
     def respond(self, resp: Any, env: dict[str, Any]) -> None:
         """Let the application answer."""
@@ -333,19 +354,6 @@ class Threads(Worker):  # type: ignore[misc]
         finally:
             if hasattr(parts, "close"):
                 parts.close()
-
-
-def refuse(sock: socket.socket, status: HTTPStatus) -> None:
-    """Answer in the shape of all errors what never reached the application."""
-    import answers  # loaded with the application, not by the master
-
-    body = json.dumps(answers.error_body(answers.plain_error(status)))
-    head = (
-        f"HTTP/1.1 {status.value} {status.phrase}\r\nConnection: close\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
-    with suppress(OSError):
-        util.write_nonblock(sock, (head + body).encode())
 
 
 def mark_two_lines(req: Any) -> None:

@@ -105,7 +105,7 @@ class Nowhere:
     def send(self, message):
         pass
 
-    def sync(self, list_id, email, subscribed):
+    def sync(self, list_id, email, standing):
         pass
 
 

@@ -39,8 +39,7 @@ def message(rng: random.Random, now: float) -> None:
             "echo": read(text).fingerprint,
         },
         lambda echoes: models.Judgement(),
-        body_key=models.keyed_hash("body", text, sender, repr(now)),
-        idempotency_key=None,
+        keys={models.keyed_hash("body", text, sender, repr(now)): 600},
         now=now,
     )
 

@@ -51,7 +51,7 @@ class Mailbox:
     """A transport that keeps what it is given; fail makes it raise instead."""
 
     mails: list[dict[str, Any]] = field(default_factory=list)
-    synced: list[tuple[str, str, bool]] = field(default_factory=list)
+    synced: list[tuple[str, str, str]] = field(default_factory=list)
     fail: Callable[[dict[str, Any]], Exception | None] = lambda message: None
 
     def send(self, message: dict[str, Any]) -> None:
@@ -59,8 +59,8 @@ class Mailbox:
             raise error
         self.mails.append(message)
 
-    def sync(self, list_id: str, email: str, subscribed: bool) -> None:
-        self.synced.append((list_id, email, subscribed))
+    def sync(self, list_id: str, email: str, standing: str) -> None:
+        self.synced.append((list_id, email, standing))
 
     def check(self, settings: Settings) -> Iterator[tuple[str, bool, str]]:
         yield "mailjet", True, "A test's mailbox."

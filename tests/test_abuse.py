@@ -657,8 +657,7 @@ def test_a_flood_of_one_text_is_not_counted_to_its_end(desk: Desk) -> None:
         models.Message.receive(
             {**text, "echo": "abc", "fields": {}, "client": address(i)},
             lambda echoes: models.Judgement(),
-            body_key=str(i),
-            idempotency_key=None,
+            keys={str(i): 600},
             now=desk.clock(),
         )
     assert models.Message.echoes("abc", "192.0.2.0", desk.clock()) == 20

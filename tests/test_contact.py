@@ -343,6 +343,23 @@ def test_an_idempotency_key_holds_for_a_day(desk: Desk) -> None:
     assert len(desk.drain()) == 2
 
 
+def test_an_idempotency_key_is_one_sender_s(desk: Desk) -> None:
+    def post(address: str, email: str) -> str:
+        answer = desk.client.simulate_post(
+            "/contact",
+            json=FORM | {"email": email},
+            headers={"Idempotency-Key": "1"},
+            remote_addr=address,
+        )
+        return str(answer.json["id"])
+
+    first = post("203.0.113.1", "ada@example.com")
+    assert post("198.51.100.1", "ada@example.com") == first  # another network
+    assert post("203.0.113.1", "a.lovelace@example.com") == first  # a mended address
+    # Somebody else, whose form has the same key by chance.
+    assert post("192.0.2.1", "bob@example.com") != first
+
+
 def test_a_new_key_does_not_make_the_same_body_new(desk: Desk) -> None:
     first = desk.post("/contact", FORM, Idempotency_Key="k1").json["id"]
     assert desk.post("/contact", FORM, Idempotency_Key="k2").json["id"] == first

@@ -11,6 +11,7 @@ from urllib.parse import urlencode
 import pytest
 
 import models
+from settings import TWO_LINES
 from tests.conftest import Desk
 
 FORM = {"email": "ada@example.com", "message": "Hello"}
@@ -222,6 +223,7 @@ JSON, PAGE = False, True
         ("*/*", FORM_TYPE, {"Sec-Fetch-Mode": "navigate"}, JSON),
         ("application/xhtml+xml, text/html;q=0.9", FORM_TYPE, {}, PAGE),
         ("*/*;q=0.1, text/html", FORM_TYPE, {}, PAGE),
+        (BROWSER, FORM_TYPE, {"X-Requested-With": "xmlhttprequest"}, JSON),
     ],
 )
 def test_a_script_gets_json_and_a_browser_a_page(
@@ -255,6 +257,28 @@ def test_a_browser_gets_a_readable_page_for_every_error(
     assert answer.status_code == status
     assert answer.headers["Content-Type"].startswith("text/html")
     assert "<h1>" in answer.text and "site.example" in answer.text
+
+
+@pytest.mark.parametrize("path", ["/hits.gif", "/hits.svg", "/hits/chart.svg"])
+def test_a_picture_that_is_refused_is_a_picture(desk: Desk, path: str) -> None:
+    headers = {"X-Forwarded-For": TWO_LINES}  # as the server marks them
+    answer = desk.client.simulate_get(f"{path}?page=/", headers=headers)
+    assert answer.status_code == 400
+    assert answer.headers["Content-Type"].startswith("image/")
+
+
+def test_behind_a_path_forms_lead_to_that_path(make_desk: Callable[..., Desk]) -> None:
+    desk = make_desk(public_url="https://site.example/desk")
+    form = {"Content-Type": FORM_TYPE, "Accept": BROWSER}
+    wrong = desk.client.simulate_post("/contact", body="email=x", headers=form)
+    assert 'action="/desk/contact"' in wrong.text
+    welcome = desk.client.simulate_get("/", headers={"Accept": BROWSER})
+    assert 'action="/desk/newsletter"' in welcome.text
+    desk.post("/newsletter", {"email": "ada@example.com"})
+    [url] = [w for w in desk.drain()[0]["TextPart"].split() if "/confirm/" in w]
+    path = url.removeprefix("https://site.example")
+    page = desk.client.simulate_get(path.removeprefix("/desk"))
+    assert f'action="{path}"' in page.text
 
 
 def test_a_hits_error_shows_no_form(desk: Desk) -> None:

@@ -201,7 +201,7 @@ def test_the_digest_lists_what_was_held_with_links_that_deliver(
 
 def test_without_keys_a_mail_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     LogTransport().send({**MAIL, "ReplyTo": {"Email": EMAIL}, "TextPart": "one\ntwo\n"})
-    LogTransport().sync("77", EMAIL, True)
+    LogTransport().sync("77", EMAIL, "confirmed")
     assert capsys.readouterr().out == (
         "mail not sent, no Mailjet keys:\n"
         "  | To: owner@site.example\n"
@@ -278,12 +278,18 @@ def test_a_mail_is_one_post_of_the_send_api(
 
 
 @pytest.mark.parametrize(
-    ("subscribed", "action"), [(True, "addnoforce"), (False, "unsub")]
+    ("standing", "action"),
+    [
+        ("confirmed", "addnoforce"),
+        ("returned", "addforce"),
+        ("left", "unsub"),
+        ("erased", "remove"),
+    ],
 )
 def test_a_list_change_is_one_post(
-    stand_in: StandIn, transport: Mailjet, subscribed: bool, action: str
+    stand_in: StandIn, transport: Mailjet, standing: str, action: str
 ) -> None:
-    transport.sync("77", EMAIL, subscribed)
+    transport.sync("77", EMAIL, standing)
     [request] = stand_in.requests
     assert request.method == "POST"
     assert request.path == "/v3/REST/contactslist/77/managecontact"
@@ -306,6 +312,10 @@ OUTCOMES: dict[str, tuple[Answer, type[Exception]]] = {
     "reply-to-named": (
         Answer(400, in_message(400, ErrorRelatedTo=["ReplyTo"])),
         RefusedReplyTo,
+    ),
+    "own-address": (
+        Answer(400, in_message(400, "mj-0013", ErrorRelatedTo=["To[0].Email"])),
+        Refused,
     ),
     "408": (Answer(408, {}), TryLater),
     "429": (Answer(429, {}), TryLater),

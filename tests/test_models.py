@@ -272,11 +272,7 @@ def test_of_many_equal_submissions_one_is_stored(desk: Desk) -> None:
     def work(n: int) -> None:
         ids.append(
             Message.receive(
-                values,
-                lambda echoes: models.Judgement(),
-                body_key="same",
-                idempotency_key=None,
-                now=NOON,
+                values, lambda echoes: models.Judgement(), keys={"same": 600}, now=NOON
             )
         )
 

@@ -713,18 +713,24 @@ def test_the_daily_round_purges_pending_rows(desk: Desk, clock: Clock) -> None:
 # --- the contact list at Mailjet -------------------------------------------------
 
 
-def test_confirming_and_leaving_reach_the_list(make_desk: Callable[..., Desk]) -> None:
+def test_confirming_and_leaving_reach_the_list(
+    make_desk: Callable[..., Desk], clock: Clock
+) -> None:
     desk = make_desk(mailjet_list_id="77")
     mail = asked(desk)
     assert desk.mailbox.synced == []
     desk.client.simulate_post(link(mail, "confirm"))
     desk.client.simulate_post(link(mail, "confirm"))
     desk.drain()
-    assert desk.mailbox.synced == [("77", EMAIL, True)]
+    assert desk.mailbox.synced == [("77", EMAIL, "confirmed")]
     desk.client.simulate_post(link(mail, "unsubscribe"))
     desk.client.simulate_post(link(mail, "unsubscribe"))
     desk.drain()
-    assert desk.mailbox.synced == [("77", EMAIL, True), ("77", EMAIL, False)]
+    clock.advance(DAY)
+    desk.client.simulate_post(link(asked(desk), "confirm"))
+    desk.drain()
+    standings = ["confirmed", "left", "returned"]
+    assert desk.mailbox.synced == [("77", EMAIL, standing) for standing in standings]
     assert Delivery.select().count() == 0
 
 

@@ -459,7 +459,7 @@ def test_the_list_gets_the_state_of_now_not_of_then(
     Subscriber.leave(row.id, clock(), sync=True)
     assert [r["kind"] for r in waiting()] == ["list", "list"]
     desk.drain()
-    assert desk.mailbox.synced == [("77", EMAIL, False)] * 2
+    assert desk.mailbox.synced == [("77", EMAIL, "left")] * 2
     assert waiting() == []
 
 
@@ -481,9 +481,9 @@ def test_leaving_takes_the_old_spelling_off_the_list(
     clock.advance(DAY)
     desk.drain()
     assert desk.mailbox.synced == [
-        ("77", other, True),
-        ("77", EMAIL, True),
-        ("77", other, False),
+        ("77", other, "confirmed"),
+        ("77", EMAIL, "returned"),
+        ("77", other, "left"),
     ]
 
 

@@ -469,7 +469,7 @@ def test_erasing_takes_a_subscriber_off_the_list(
     Subscriber.update(confirmed_at=NOON).execute()
     desk.owner("DELETE", f"/people/{EMAIL}")
     desk.drain()
-    assert desk.mailbox.synced == [("77", EMAIL, False)]
+    assert desk.mailbox.synced == [("77", EMAIL, "erased")]
     assert Delivery.select().count() == 0
 
 

@@ -71,7 +71,7 @@ HELD = {
     "release_url": "https://desk.example/release/1",
 }
 DONE = {"site_name": "Site", "back_url": "https://site.example/"}
-ACTION = {"site_name": "Site", "action": "/newsletter/x"}
+ACTION = {"site_name": "Site", "root": "", "action": "/newsletter/x"}
 CONFIRM = {
     "site_name": "Site",
     "confirm_url": "https://desk.example/newsletter/confirm/abc",
@@ -82,6 +82,7 @@ CONFIRM = {
 PAGES = {
     "welcome.html": {
         "site_name": "Site",
+        "root": "",
         "public_url": "https://desk.example",
         "version": "1.0.0",
         "mail_is_on": False,
@@ -104,7 +105,13 @@ PAGES = {
         "shown": [("Message", "Hi")],
         "multipart": False,
     },
-    "error.html": {**DONE, "title": "Please check", "errors": ERRORS, "form": FORM},
+    "error.html": {
+        **DONE,
+        "root": "",
+        "title": "Please check",
+        "errors": ERRORS,
+        "form": FORM,
+    },
 }
 MAILS = {
     "mail-contact.txt": {

@@ -116,6 +116,9 @@ def test_a_variable_is_understood(
         ("DATABASE_URL", "frontdesk.db"),
         ("PUBLIC_URL", "desk.example"),
         ("PUBLIC_URL", "javascript:alert(1)"),
+        ("PUBLIC_URL", "https://desk.example/?a=1"),
+        ("PUBLIC_URL", "https://desk.example/#top"),
+        ("ADMIN_TOKEN", "schlüssel"),
         ("RENDER_EXTERNAL_URL", "desk.example"),
         ("ALLOWED_ORIGINS", "site.example"),
         ("ALLOWED_ORIGINS", "https://site.example/blog"),
@@ -278,7 +281,7 @@ def mounted() -> Path:
 
 
 def test_sqlite_may_lie_on_renders_mounted_disk(mounted: Path) -> None:
-    url = f"sqlite:///{mounted}/desk/frontdesk.db"
+    url = f"sqlite:///{mounted}/frontdesk.db"
     assert Settings.from_environ(RENDER | {"DATABASE_URL": url}).database_url == url
 
 
@@ -363,6 +366,13 @@ def test_a_database_that_cannot_be_opened_ends_the_server(
     assert status != 0
     assert "DATABASE_URL: " in server.log
     assert "Traceback" not in server.log
+
+
+def test_a_missing_folder_is_told_with_all_the_rest(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/missing/x.db"
+    assert [
+        line.partition(":")[0] for line in problems(DATABASE_URL=url, PORT="0")
+    ] == [*("PORT", "DATABASE_URL")]
 
 
 def test_an_unreachable_postgres_ends_the_server_without_its_password(

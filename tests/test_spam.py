@@ -252,6 +252,25 @@ def test_a_text_stuffed_with_links_counts(message: str) -> None:
     assert points(message) < HOLD
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Buy cheap viagra and casino loans now! " + "https://a.example/x " * 50,
+        " ".join(f"https://{n}.example" for n in range(20)),
+        "[url=https://a.example]cheap pills[/url] " * 10,
+    ],
+)
+def test_nothing_but_many_links_is_held(message: str) -> None:
+    assert "as many as" in reasons(message)
+    assert points(message) >= HOLD
+
+
+def test_many_links_in_a_long_text_are_not_even_doubtful() -> None:
+    words = "our visitors tell us that this one of the pages does not open any more "
+    message = "".join(f"https://museum.example/{n} {words}" for n in range(12))
+    assert 0 < points(message) < ASK
+
+
 def test_a_client_who_links_work_between_sentences_has_no_points() -> None:
     message = (
         "We would like a new site for our museum, the current one is at "

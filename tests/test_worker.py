@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -114,6 +115,18 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("worker")
     with serving(folder, WEB_THREADS="4", **NO_LIMITS) as server:
         yield server
+
+
+def test_what_is_not_http_is_answered_like_any_other_error(server: Server) -> None:
+    with socket.create_connection(("127.0.0.1", server.port)) as sock:
+        sock.sendall(b"NOT HTTP\r\n\r\n")
+        head, _, body = read_all(sock).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    for line in (b"Cache-Control: no-store", b"X-Content-Type-Options: nosniff"):
+        assert line in head
+    assert [error["code"] for error in json.loads(body)["errors"]] == ["MALFORMED"]
+    request_id = head.partition(b"X-Request-ID: ")[2][:16].decode()
+    server.wait_for_log(request_id)
 
 
 def test_requests_sent_at_once_are_answered_in_order(server: Server) -> None:
