@@ -718,9 +718,9 @@ class Subscriber(Table):
 
         What else was typed is kept with a mail only: without one nothing can follow.
 
-        A confirmed address stays as it is. The same statements run whatever is known
-        of the address, so that the time of the answer does not tell; only a mail costs
-        two more, and nobody can measure that more often than once an hour.
+        A confirmed address stays as it is. The time of the answer does not tell what
+        is known of an address: the same statements run, but for one that a mail costs,
+        and all sync the disk once.
         """
         mailbox = mailbox_key(email)
         subscriber_id, cycle = new_id(now), secrets.token_hex(4)
@@ -749,6 +749,8 @@ class Subscriber(Table):
                 row.wording, row.asked_at = CONSENT, now
                 row.gone_at = row.left_at or row.gone_at
                 row.left_at = row.confirmed_at = None
+            else:  # SQLite would write nothing where a row stays as it is
+                Tally.take("sign-ups without a mail", day_of(now), UNLIMITED)
             row._store()
 
         write(job)

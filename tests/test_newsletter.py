@@ -13,7 +13,7 @@ import pytest
 import models
 from mail import Links
 from models import DAY, Delivery, Subscriber
-from settings import Window
+from settings import Window, sqlite_path
 from tests.conftest import NOON, Clock, Desk
 
 EMAIL = "ada@example.com"
@@ -552,6 +552,22 @@ def test_the_answer_does_not_tell_what_is_known_of_an_address(
     trapped = str(everything(ask("bot@example.com", _gotcha="x")))
     assert len(now) == 1
     assert now == later == {trapped}
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_every_sign_up_syncs_the_disk_once(desk: Desk, database_url: str) -> None:
+    """Else a stopwatch tells who is on the list: a sync takes longer than the rest."""
+    confirmed(desk, "confirmed@example.com")
+    asked(desk, "pending@example.com")
+    desk.client.simulate_post(link(asked(desk, "left@example.com"), "unsubscribe"))
+    desk.client.simulate_post(link(asked(desk, "refused@example.com"), "not-me"))
+    path = sqlite_path(database_url)
+    assert path is not None
+    wal = path.with_name(path.name + "-wal")
+    for name in ("new", "pending", "confirmed", "left", "refused"):
+        before = wal.stat().st_size
+        sign_up(desk, f"{name}@example.com")
+        assert wal.stat().st_size > before, name
 
 
 # --- shares ----------------------------------------------------------------------
