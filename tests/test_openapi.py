@@ -7,6 +7,7 @@ import re
 import threading
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import quote
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 import falcon.inspect
@@ -116,10 +117,10 @@ def url(app: Frontdesk) -> Iterator[str]:
         thread.join()
 
 
-# A schema cannot say which of several addresses counts, how long a text is once it is
-# cleaned, that a list within a list vanishes from a multipart body and all else of one
-# becomes text, how long an unknown field's name may be, or that an address has no
-# control characters.
+# A schema cannot say which of several names for a field counts, how long a text or page
+# is once it is cleaned, that a list within a list vanishes from a multipart body and
+# all else of one becomes text, how long an unknown field's name may be, or that an
+# address has no control characters.
 DEBATABLE = schemathesis.checks.CHECKS.get_by_names(
     ["positive_data_acceptance", "negative_data_rejection"]
 )
@@ -143,11 +144,15 @@ def debatable(case: schemathesis.Case) -> bool:
     lists = [value for value in fields.values() if isinstance(value, list)]
     items = [item for value in lists for item in value]
     as_text = case.media_type not in forms.JSON_TYPES  # true arrives as "true"
+    aliases = forms.KNOWN - forms.SERVICE - {"name", "subject", "message"}
     unsayable = (
         sum(name in fields for name in forms.ADDRESS) > 1,
+        any(len(str(fields.get(name, ""))) > 200 for name in aliases),
+        len(quote(str(fields.get("page", "")))) > forms.MAX_PAGE,
         any(len(name) > 100 for name in fields),
         any(isinstance(item, (list, dict)) for item in items),
         as_text and not all(isinstance(item, str) for item in items),
+        as_text and any(isinstance(value, dict) for value in fields.values()),
         not str((case.path_parameters or {}).get("email", "")).isprintable(),
     )
     return any(unsayable) or any(
