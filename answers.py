@@ -26,12 +26,11 @@ IMAGE_PROXIES = re.compile(r"camo|imageproxy|yahoomailproxy|ggpht")
 
 def wants_page(req: Request) -> bool:
     """Tell whether a browser submits a plain form; scripts and curl want JSON."""
-    accept = req.get_header("Accept") or "*/*"
     if (req.get_header("X-Requested-With") or "").lower() == "xmlhttprequest":
         return False
     if req.get_header("Sec-Fetch-Mode") not in (None, "navigate"):
         return False
-    wanted = _wants_html(accept)
+    wanted = _wants_html(req.get_header("Accept") or "*/*")
     return forms.media_type(req) not in forms.JSON_TYPES if wanted is None else wanted
 
 

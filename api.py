@@ -323,13 +323,14 @@ class Contact(Mailing):
     def _keys(req: Request, contact: ContactForm) -> dict[str, int]:
         """Return what tells that a submission is a repeat, and for how many seconds."""
         client = client_key(req.context.client)
+        keys: dict[str, int] = {}
+        if key := req.get_header("Idempotency-Key"):
+            # Of one sender only: somebody else's key may be the same by chance. Either
+            # will do, since a phone changes networks between two tries.
+            for sender in (contact.email, client):
+                keys[models.keyed_hash("key", sender, key)] = IDEMPOTENCY_SECONDS
         body = models.keyed_hash("body", client, *_content(contact))
-        key = req.get_header("Idempotency-Key")
-        # Of one sender only: somebody else's key may be the same by chance. Either one
-        # will do, since a phone changes networks between two tries.
-        senders = (contact.email, client) if key else ()
-        keys = [models.keyed_hash("key", sender, key or "") for sender in senders]
-        return dict.fromkeys(keys, IDEMPOTENCY_SECONDS) | {body: DUPLICATE_BODY_SECONDS}
+        return {**keys, body: DUPLICATE_BODY_SECONDS}
 
     def _ask(
         self,

@@ -118,8 +118,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def test_what_is_not_http_is_answered_like_any_other_error(server: Server) -> None:
-    with socket.create_connection(("127.0.0.1", server.port)) as sock:
-        sock.sendall(b"NOT HTTP\r\n\r\n")
+    with raw(server, b"NOT HTTP\r\n\r\n") as sock:
         head, _, body = read_all(sock).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n")
     for line in (b"Cache-Control: no-store", b"X-Content-Type-Options: nosniff"):
