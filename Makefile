@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: run test check faults bench example smoke clean
+.PHONY: run test check faults bench example smoke move clean
 
 $(VENV)/run: requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -39,7 +39,11 @@ examples/portfolio/formspree.js:
 
 # A tick for each thing that works: make smoke URL=https://desk.example
 smoke:
-	$(PYTHON) smoke.py $(URL)
+	tools/smoke.sh $(URL)
+
+# Copy all data into another, empty database: make move FROM=sqlite:///frontdesk.db TO=postgres://...
+move: $(VENV)/run
+	$(BIN)/python tools/move.py "$(FROM)" "$(TO)"
 
 check: $(VENV)/dev
 	$(BIN)/ruff check .

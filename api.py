@@ -17,11 +17,10 @@ import falcon
 from falcon import Request, Response
 from falcon.media import JSONHandler
 
-import forms
 import models
 import owner
-import pages
-from answers import (
+from frontdesk import forms, pages
+from frontdesk.answers import (
     IMAGE_PROXIES,
     MEDIA_SVG,
     PIXEL,
@@ -33,8 +32,9 @@ from answers import (
     succeed,
     wants_page,
 )
-from forms import Contact as ContactForm
-from forms import Rejected
+from frontdesk.forms import Contact as ContactForm
+from frontdesk.forms import Rejected
+from frontdesk.settings import VERSION, Settings, Window, origin_of, sqlite_path
 from mail import (
     CONFIRM_SECONDS,
     BadLinkError,
@@ -56,7 +56,6 @@ from middleware import (
     truncated,
 )
 from models import Hit, Judgement, Message, Page, Subscriber, Visitor
-from settings import VERSION, Settings, Window, origin_of, sqlite_path
 
 DUPLICATE_BODY_SECONDS = 600
 IDEMPOTENCY_SECONDS = 86400
@@ -219,7 +218,7 @@ class OpenApi:
     def _document(self) -> bytes:
         import yaml  # loaded when first asked for
 
-        text = Path(__file__).with_name("openapi.yaml").read_text("utf-8")
+        text = Path(pages.__file__).with_name("openapi.yaml").read_text("utf-8")
         document = yaml.safe_load(text)
         document["info"]["version"] = VERSION
         document["servers"] = [{"url": self._settings.public_url}]
@@ -294,7 +293,9 @@ class Contact(Mailing):
 
         A plain form's doubtful sender can be asked: then there is no judgement yet.
         """
-        import spam  # its patterns take 10 ms: with the first message, not at start
+        from frontdesk import (
+            spam,  # its patterns take 10 ms: with the first message, not at start
+        )
 
         seconds, webdriver = _session_data(req, now)
         reading = spam.read(

@@ -6,9 +6,9 @@ import resource
 import sys
 from pathlib import Path
 
-from settings import Settings, SettingsError, sqlite_path
-from worker import HAND_BACK_SECONDS
-from worker import Threads as worker_class  # noqa: F401 # a setting of gunicorn's
+from frontdesk.server import HAND_BACK_SECONDS
+from frontdesk.server import Threads as worker_class  # noqa: F401 # a setting of gunicorn's
+from frontdesk.settings import Settings, SettingsError, sqlite_path
 
 
 def _stop(problems):

@@ -14,7 +14,8 @@ from typing import Any, Protocol
 from itsdangerous import BadData, TimestampSigner, URLSafeTimedSerializer
 from itsdangerous.encoding import base64_decode, base64_encode
 
-import pages
+from frontdesk import pages
+from frontdesk.settings import Address, Settings
 from models import (
     DAY,
     Delivery,
@@ -28,7 +29,6 @@ from models import (
     iso,
     release,
 )
-from settings import Address, Settings
 
 log = logging.getLogger("frontdesk")
 

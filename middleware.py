@@ -18,8 +18,8 @@ import falcon
 from falcon import Request, Response
 
 import models
-from forms import Rejected, error
-from settings import TWO_LINES, Origins, Settings, Window, origin_of
+from frontdesk.forms import Rejected, error
+from frontdesk.settings import TWO_LINES, Origins, Settings, Window, origin_of
 
 log = logging.getLogger("frontdesk")
 

@@ -200,7 +200,7 @@ def migrate(url: str, sqlite_path: Path | None) -> None:
         db.close_all()
 
 
-MIGRATIONS = Path(__file__).with_name("migrations")
+MIGRATIONS = Path(__file__).parent / "frontdesk" / "migrations"
 NEWEST_APPLIED = "SELECT max(name) FROM schema_migration"
 
 

@@ -15,12 +15,12 @@ from typing import Any
 import falcon
 from falcon import Request, Response
 
-import forms
 import models
-from answers import succeed
+from frontdesk import forms
+from frontdesk.answers import succeed
+from frontdesk.settings import VERSION, Settings, sqlite_path
 from mail import Outbox, Transport
 from models import Delivery, Message
-from settings import VERSION, Settings, sqlite_path
 
 COLUMNS = {
     "messages": [

@@ -18,9 +18,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 sys.modules["psycopg"] = None  # as in gunicorn.conf.py
 
 import models  # noqa: E402
-import spam  # noqa: E402
 from api import create_app  # noqa: E402
-from settings import Settings, Window  # noqa: E402
+from frontdesk import spam  # noqa: E402
+from frontdesk.settings import Settings, Window  # noqa: E402
 
 PLENTY = (Window(999_999, 1), Window(999_999, 60))
 CAMPAIGN = "we have a fine offer of garden stones for every village in the county"

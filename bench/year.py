@@ -15,8 +15,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import models
+from frontdesk.spam import read
 from models import DAY, Delivery, Hit, Message, Page, Subscriber, Visitor
-from spam import read
 
 DAYS, PAGES, VISITORS = 365, 50, 1500
 START = 1_800_000_000 - 1_800_000_000 % DAY

@@ -23,7 +23,7 @@ import pytest
 
 import models
 from api import Frontdesk, create_app
-from settings import Address, Settings
+from frontdesk.settings import Address, Settings
 from tests.standin import StandIn
 
 ROOT = Path(__file__).parent.parent

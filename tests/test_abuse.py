@@ -25,8 +25,8 @@ import pytest
 
 import models
 from api import create_app
+from frontdesk.settings import Settings, Window, sqlite_path
 from mail import DIGEST_ITEMS, Links
-from settings import Settings, Window, sqlite_path
 from tests.conftest import FULL, Clock, Desk, Mailbox
 
 FLOOD = 100_000 if FULL else 1_000

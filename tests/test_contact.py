@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from settings import Address
+from frontdesk.settings import Address
 from tests.conftest import Desk
 
 FORM = {"email": "ada@example.com", "message": "Hello"}

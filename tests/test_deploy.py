@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from settings import VERSION, Settings, SettingsError
+from frontdesk.settings import VERSION, Settings, SettingsError
 from tests.conftest import ROOT
 
 # Where a variable comes from. A new setting belongs into one of these.
@@ -48,7 +48,7 @@ def variables_read() -> set[str]:
     """Return the names in settings.py that look like variables, docstrings aside."""
     return {
         node.value
-        for node in ast.walk(ast.parse(text_of("settings.py")))
+        for node in ast.walk(ast.parse(text_of("frontdesk/settings.py")))
         if isinstance(node, ast.Constant)
         and isinstance(node.value, str)
         and re.fullmatch(r"[A-Z]{4,}|[A-Z]+(_[A-Z]+)+", node.value)
@@ -82,7 +82,7 @@ def test_every_variable_that_is_read_has_its_place_and_no_other_has() -> None:
 def test_the_environment_is_read_in_one_place() -> None:
     readers = {
         path.name
-        for path in ROOT.glob("*.py")
+        for path in (*ROOT.glob("*.py"), *ROOT.glob("frontdesk/*.py"))
         if re.search(r"environ\[|environ\.get|getenv", path.read_text())
     }
     assert readers <= {"settings.py"}
@@ -258,8 +258,8 @@ def test_the_image_holds_all_that_the_service_needs_and_nothing_else() -> None:
     inside = {path for path in top if any(Path(path).match(p) for p in let_in)}
     assert lines[0] == "*"
     assert {path for path in top if path.endswith(".py")} <= inside
-    assert {"openapi.yaml", "phrases.txt", "requirements.txt"} <= inside
-    assert {"templates", "migrations"} <= set(let_in)
+    assert "requirements.txt" in inside
+    assert "frontdesk" in let_in
     assert not {"tests", "bench", "examples", ".git", ".venv"} & set(let_in)
 
 

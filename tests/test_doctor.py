@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 import models
+from frontdesk.settings import Address, Settings
 from mail import LogTransport, Mailjet
 from owner import Doctor
-from settings import Address, Settings
 from tests.conftest import TOKEN, Desk
 from tests.standin import Answer, Request, StandIn
 

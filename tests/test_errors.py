@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 import pytest
 
 import models
-from settings import TWO_LINES
+from frontdesk.settings import TWO_LINES
 from tests.conftest import Desk
 
 FORM = {"email": "ada@example.com", "message": "Hello"}

@@ -12,10 +12,10 @@ from email_validator import EmailNotValidError, validate_email
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import forms
-from forms import Rejected, clean, next_url, page_of, valid_email
+from frontdesk import forms
+from frontdesk.forms import Rejected, clean, next_url, page_of, valid_email
+from frontdesk.settings import Origins
 from mail import BadLinkError, Links
-from settings import Origins
 
 properties = settings(max_examples=100, deadline=None)
 ANY_TEXT = st.text(st.characters())  # lone surrogates too

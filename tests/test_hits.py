@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import forms
 import models
+from frontdesk import forms
+from frontdesk.settings import Window
 from models import DAY, Hit, Setting, Visitor
-from settings import Window
 from tests.conftest import NOON, Clock, Desk
 
 CHROME = (

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import trustme
 
+from frontdesk.settings import Address, Settings, Window
 from mail import (
     MAX_RETRY_AFTER,
     BadLinkError,
@@ -27,7 +28,6 @@ from mail import (
     TryLater,
 )
 from models import DAY, Delivery, Message
-from settings import Address, Settings, Window
 from tests.conftest import NOON, ROOT, Clock, Desk, free_port
 from tests.standin import Answer, Request, StandIn, success
 

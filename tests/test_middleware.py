@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import models
+from frontdesk.settings import Settings, Window
 from middleware import ClientAddress, client_key, ip_address, truncated
-from settings import Settings, Window
 from tests.conftest import Desk, Server, serving
 
 SITE = "https://site.example"

@@ -16,8 +16,8 @@ from peewee import IntegrityError
 from playhouse.schema_diff import diff_models
 
 import models
+from frontdesk.settings import Window, sqlite_path
 from models import DAY, GroupCommit, Message, Receipt, Setting, Subscriber, Tally
-from settings import Window, sqlite_path
 from tests.conftest import NOON, ROOT, Clock, Desk, delete_limits
 
 SECONDS = 20  # bounds what only a failing test waits for
@@ -335,7 +335,7 @@ def test_a_look_spends_nothing(opened: str) -> None:
 SPENDS = """
 import sys, threading
 import models
-from settings import Window, sqlite_path
+from frontdesk.settings import Window, sqlite_path
 url = sys.argv[1]
 models.open_database(url, sqlite_path(url), threads=4)
 print("ready", flush=True)
@@ -441,7 +441,7 @@ def no_schema(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 MIGRATES = """
 import sys
 import models
-from settings import sqlite_path
+from frontdesk.settings import sqlite_path
 models.migrate(sys.argv[1], sqlite_path(sys.argv[1]))
 """
 
@@ -453,7 +453,9 @@ def test_eight_processes_make_one_schema(no_schema: str) -> None:
     models.open_database(no_schema, sqlite_path(no_schema), threads=2)
     try:
         applied = models.execute("SELECT name FROM schema_migration").fetchall()
-        names = sorted(path.stem for path in (ROOT / "migrations").glob("0*.py"))
+        names = sorted(
+            path.stem for path in (ROOT / "frontdesk" / "migrations").glob("0*.py")
+        )
         assert sorted(name for (name,) in applied) == names
         assert models.schema_version() == names[-1]
         assert models.Page.totals(models.OTHER_PAGES) == (0, 0)

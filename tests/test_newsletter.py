@@ -11,9 +11,9 @@ import falcon.testing
 import pytest
 
 import models
+from frontdesk.settings import Window, sqlite_path
 from mail import Links
 from models import DAY, Delivery, Subscriber
-from settings import Window, sqlite_path
 from tests.conftest import NOON, Clock, Desk
 
 EMAIL = "ada@example.com"

@@ -17,11 +17,11 @@ import requests
 import schemathesis
 import yaml
 
-import forms
 import models
 from api import Frontdesk, create_app
+from frontdesk import forms
+from frontdesk.settings import Settings, Window
 from mail import Links
-from settings import Settings, Window
 from tests.conftest import FULL, NOON, ROOT, TOKEN, Mailbox
 
 EXAMPLES = 2000 if FULL else 200
@@ -31,7 +31,7 @@ OWNER = {"Authorization": f"Bearer {TOKEN}"}
 
 
 def load() -> Any:
-    return yaml.safe_load((ROOT / "openapi.yaml").read_text("utf-8"))
+    return yaml.safe_load((ROOT / "frontdesk" / "openapi.yaml").read_text("utf-8"))
 
 
 class Ticking:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import models
+from frontdesk.settings import Window
 from mail import (
     BACKOFF,
     LEASE,
@@ -27,7 +28,6 @@ from mail import (
     TryLater,
 )
 from models import DAY, Delivery, Message, Subscriber
-from settings import Window
 from tests.conftest import NOON, Clock, Desk, Mailbox
 from tests.standin import Answer, Request, StandIn, success
 

@@ -15,8 +15,8 @@ import pytest
 from peewee import SqliteDatabase
 
 import models
+from frontdesk.settings import VERSION, Window
 from models import DAY, Delivery, Message, Receipt, Subscriber
-from settings import VERSION, Window
 from tests.conftest import NOON, TOKEN, Clock, Desk, limit_pages
 
 EMAIL = "ada@example.com"

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import pytest
 from jinja2 import UndefinedError
 
-import pages
+from frontdesk import pages
 
 SVG = "{http://www.w3.org/2000/svg}"
 HOSTILE = [

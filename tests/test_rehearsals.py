@@ -24,7 +24,7 @@ import pytest
 import requests
 
 import models
-from settings import sqlite_path
+from frontdesk.settings import sqlite_path
 from tests.conftest import (
     ROOT,
     TOKEN,

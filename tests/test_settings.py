@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from settings import Address, Origins, Settings, SettingsError, Window, origin_of
+from frontdesk.settings import (
+    Address,
+    Origins,
+    Settings,
+    SettingsError,
+    Window,
+    origin_of,
+)
 from tests.conftest import serving
 
 KEY = "k" * 32

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-import spam
-from spam import ASK, HOLD
+from frontdesk import spam
+from frontdesk.spam import ASK, HOLD
 
 CORPUS = Path(__file__).parent / "corpus"
 BARE = {"origin": False, "referer": False, "accept_language": False}

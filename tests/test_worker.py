@@ -15,9 +15,9 @@ import requests
 from gunicorn.config import Config
 from gunicorn.http.errors import InvalidResponseHeader
 
+from frontdesk.server import Answer
 from tests.conftest import Server, serving
 from tests.faults.conftest import NO_LIMITS, eventually, raw, read_all, workers
-from worker import Answer
 
 LENGTH = ("Content-Length", "5")
 

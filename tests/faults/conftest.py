@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 
 import models
 from api import create_app
+from frontdesk.settings import Address, Settings
 from mail import LEASE, Mailjet
-from settings import Address, Settings
 from tests.conftest import FULL, Server
 from tests.standin import StandIn
 

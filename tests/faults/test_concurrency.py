@@ -16,7 +16,7 @@ import pytest
 from playhouse.migrations import Runner
 
 import models
-from settings import sqlite_path
+from frontdesk.settings import sqlite_path
 from tests.conftest import ROOT, Desk, Server, mail_settings
 from tests.faults.conftest import (
     NO_LIMITS,
@@ -62,7 +62,8 @@ def test_mixed_writes_are_all_stored_and_none_is_locked_out(
 
 # Forked when all is imported, so that they really meet.
 STARTING = """
-import os, sys, playhouse.migrations, psycopg, models, settings
+import os, sys, playhouse.migrations, psycopg, models
+from frontdesk import settings
 url = sys.argv[1]
 children = []
 for _ in range(8):
@@ -73,7 +74,9 @@ for _ in range(8):
     children.append(child)
 sys.exit(any(os.waitpid(child, 0)[1] for child in children))
 """
-MIGRATIONS = sorted(path.stem for path in (ROOT / "migrations").glob("0*.py"))
+MIGRATIONS = sorted(
+    path.stem for path in (ROOT / "frontdesk" / "migrations").glob("0*.py")
+)
 
 
 @pytest.mark.parametrize("older", [None, *MIGRATIONS[:-1]])
@@ -88,7 +91,7 @@ def test_processes_that_start_at_once_make_the_schema_once(
             url = request.getfixturevalue("postgres").blank_url()
         if older is not None:
             with opened(url) as db:
-                Runner(db, str(ROOT / "migrations")).up(older)
+                Runner(db, str(ROOT / "frontdesk" / "migrations")).up(older)
         command = [sys.executable, "-c", STARTING, url]
         subprocess.run(command, cwd=ROOT, check=True, timeout=60)
         with opened(url) as db:

@@ -15,7 +15,7 @@ from peewee import OperationalError
 from playhouse.pool import PooledPostgresqlDatabase
 
 import models
-from settings import sqlite_path
+from frontdesk.settings import sqlite_path
 from tests.conftest import TOKEN, Desk, Server, limit_pages, serving
 from tests.faults.conftest import (
     NO_LIMITS,

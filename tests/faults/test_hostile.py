@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from frontdesk.server import READ_SECONDS
 from tests.conftest import Desk, Server, serving
 from tests.faults.conftest import (
     BROWSER,
@@ -25,7 +26,6 @@ from tests.faults.conftest import (
     size,
     workers,
 )
-from worker import READ_SECONDS
 
 THREADS = 8
 HEAD = b"POST /contact HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"

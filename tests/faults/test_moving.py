@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-import move
-from settings import sqlite_path
+from frontdesk.settings import sqlite_path
 from tests.conftest import ROOT, Desk
+from tools import move
 
 EXPORTS = ("messages", "subscribers", "hits")
 
@@ -28,7 +28,7 @@ def target_url(
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "move.py", *arguments]
+    command = [sys.executable, "tools/move.py", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
@@ -78,4 +78,6 @@ def test_a_wrong_call_shows_how_to_call(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert move.main(arguments) == 2
-    assert "usage: python move.py SOURCE_URL TARGET_URL" in capsys.readouterr().err
+    assert (
+        "usage: python tools/move.py SOURCE_URL TARGET_URL" in capsys.readouterr().err
+    )

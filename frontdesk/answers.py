@@ -13,9 +13,8 @@ from typing import Any
 import falcon
 from falcon import Request, Response, mediatypes
 
-import forms
-import pages
-from settings import Settings, origin_of
+from frontdesk import forms, pages
+from frontdesk.settings import Settings, origin_of
 
 log = logging.getLogger("frontdesk")
 

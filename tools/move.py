@@ -1,6 +1,6 @@
 """Move house: copy everything from one database into another, empty one.
 
-    python move.py sqlite:///frontdesk.db postgres://user:password@host/name
+    make move FROM=sqlite:///frontdesk.db TO=postgres://user:password@host/name
 
 Stop the service first, start it with the new DATABASE_URL afterwards. The source is
 not changed. All is copied in one transaction, or nothing; links mailed before work on.
@@ -11,10 +11,13 @@ from __future__ import annotations
 import sys
 from contextlib import closing
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent.parent))  # run as a file
+
 import models
-from settings import sqlite_path
+from frontdesk.settings import sqlite_path
 
 TABLES: tuple[Any, ...] = (
     models.Setting,
@@ -89,7 +92,7 @@ def counts(database: Any) -> dict[str, int]:
 def main(arguments: list[str]) -> int:
     """Move, and print the counts or what is wrong."""
     if len(arguments) != 2 or "://" not in arguments[0] or "://" not in arguments[1]:
-        print("usage: python move.py SOURCE_URL TARGET_URL", file=sys.stderr)
+        print("usage: python tools/move.py SOURCE_URL TARGET_URL", file=sys.stderr)
         return 2
     try:
         moved = move(*arguments)

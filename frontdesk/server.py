@@ -22,7 +22,7 @@ from gunicorn.http import RequestParser, wsgi
 from gunicorn.http.errors import InvalidResponseHeader, NoMoreData
 from gunicorn.workers.base import Worker
 
-from settings import TWO_LINES
+from frontdesk.settings import TWO_LINES
 
 BUSY_MILLISECONDS = 1  # for a client's next request; then the thread serves others
 READ_SECONDS = 8  # for a request's head and body together, and its wait for a thread
@@ -322,7 +322,7 @@ class Threads(Worker):  # type: ignore[misc]
 
     def refuse(self, conn: Connection, status: HTTPStatus, error: Exception) -> None:
         """Answer, in the shape of all errors, what never reached the application."""
-        import answers  # loaded with the application, not by the master
+        from frontdesk import answers  # loaded with the application, not by the master
 
         request_id = secrets.token_hex(8)
         # Without what was sent, and by whom.

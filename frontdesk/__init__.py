@@ -1,0 +1,1 @@
+"""The parts: each does one thing, and knows nothing of the files above."""
