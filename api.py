@@ -5,10 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import os
-import re
 import time
-from collections.abc import Callable, Mapping
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,37 +15,32 @@ import falcon
 from falcon import Request, Response
 from falcon.media import JSONHandler
 
-import models
+import hits
 import owner
-from frontdesk import forms, pages
+from frontdesk import forms
 from frontdesk.answers import (
-    IMAGE_PROXIES,
-    MEDIA_SVG,
-    PIXEL,
     Errors,
     Site,
     is_multipart,
     kind,
     label,
     succeed,
-    wants_page,
+    wants_html,
 )
+from frontdesk.database import StorageError, open_database
 from frontdesk.forms import Contact as ContactForm
 from frontdesk.forms import Rejected
-from frontdesk.settings import VERSION, Settings, Window, origin_of, sqlite_path
-from mail import (
-    CONFIRM_SECONDS,
-    BadLinkError,
-    Composer,
-    Links,
-    Outbox,
-    Transport,
-    transport_for,
-)
+from frontdesk.limits import Limits, RateLimits
+from frontdesk.links import BadLinkError, Links
+from frontdesk.mailjet import Transport, transport_for
+from frontdesk.outbox import Outbox
+from frontdesk.resources import Resource, Service
+from frontdesk.settings import VERSION, Settings, Window
+from frontdesk.tables import keyed_hash, local_secret, prepare, to_json
+from mail import CONFIRM_SECONDS, Composer, handlers
 from middleware import (
     ClientAddress,
     Cors,
-    Headers,
     Owner,
     RateLimit,
     Release,
@@ -55,7 +48,7 @@ from middleware import (
     client_key,
     truncated,
 )
-from models import Hit, Judgement, Message, Page, Subscriber, Visitor
+from models import Delivery, Message, Receipt, Subscriber, Verdict, count_trapped
 
 DUPLICATE_BODY_SECONDS = 600
 IDEMPOTENCY_SECONDS = 86400
@@ -63,9 +56,19 @@ ASKED_SECONDS = (2, 86400)  # how old an answer to our own question may be
 
 
 class Frontdesk(falcon.App):  # type: ignore[type-arg]
-    """The WSGI application, with the outbox that its server starts and stops."""
+    """The WSGI application, and the parts that a server or a test looks after."""
 
-    outbox: Outbox
+    service: Service
+
+    @property
+    def outbox(self) -> Outbox:
+        """The deliveries, which a server starts and stops."""
+        return self.service.outbox
+
+    def __call__(self, env: Any, start_response: Any) -> Iterable[bytes]:
+        """Answer one request."""
+        self.service.database.enter()
+        return super().__call__(env, start_response)
 
 
 def create_app(
@@ -74,99 +77,110 @@ def create_app(
     clock: Callable[[], float] = time.time,
     transport: Transport | None = None,
 ) -> Frontdesk:
-    """Wire the service to a migrated database.
+    """Return the service as a WSGI application, wired to its database.
 
-    clock returns seconds since the epoch; transport is where mails go.
+    settings: the environment's unless given. clock returns seconds since the epoch;
+    transport is where mails go.
     """
-    if settings is None:
-        settings = Settings.from_environ(os.environ)
-    path = sqlite_path(settings.database_url)
-    models.open_database(settings.database_url, path, settings.threads)
-    keys = settings.secret_keys or (models.local_secret(),)
-    models.release()
-    links = Links(keys, settings.public_url, clock)
+    settings = settings or Settings.from_environ(os.environ)
+    database = open_database(settings.database_url, settings.threads)
+    prepare(database)
+    links = Links(settings.secret_keys or (local_secret(),), settings.public_url, clock)
     transport = transport or transport_for(settings)
-    outbox = Outbox(settings, Composer(settings, links), transport, clock)
-    limits = RateLimit(
-        {
-            "contact": settings.contact_limit,
-            "newsletter": settings.newsletter_limit,
-            "hits": settings.hits_limit,
-            "pages": (Window(30, 3600),),
-            "admin": (Window(10, 60),),
-        },
-        clock,
+    limits = Limits(RateLimits(database), policies(settings), clock)
+    hand_over = handlers(settings, Composer(settings, links), transport)
+    rounds = [owner.Daily(settings, limits)]
+    middleware: list[Any] = [
+        RequestLog(),
+        Cors(settings.origins),
+        ClientAddress(settings),
+        Owner(settings.admin_token, limits),
+        RateLimit(limits),
+        Release(database),
+    ]
+    app = Frontdesk(middleware=middleware)
+    app.service = Service(
+        settings=settings,
+        database=database,
+        limits=limits,
+        links=links,
+        transport=transport,
+        outbox=Outbox(database, Delivery, hand_over, rounds, clock),
+        site=Site(settings),
+        clock=clock,
     )
-    app = Frontdesk(
-        request_type=Headers,
-        middleware=[
-            RequestLog(),
-            Cors(settings.origins),
-            ClientAddress(settings),
-            Owner(settings.admin_token, limits),
-            limits,
-            Release(),
-        ],
-    )
-    app.outbox = outbox
+    set_up(app)
+    database.close()  # it is opened again by whoever serves, after a fork perhaps
+    return app
+
+
+def policies(settings: Settings) -> dict[str, tuple[Window, ...]]:
+    """Return the windows of every rate limit."""
+    return {
+        "contact": settings.contact_limit,
+        "newsletter": settings.newsletter_limit,
+        "hits": settings.hits_limit,
+        "pages": (Window(30, 3600),),
+        "admin": (Window(10, 60),),
+    }
+
+
+def set_up(app: Frontdesk) -> None:
+    """Tell Falcon about paths, errors and JSON."""
     app.req_options.strip_url_path_trailing_slash = True
-    app.resp_options.media_handlers[falcon.MEDIA_JSON] = JSONHandler(models.to_json)
-    errors = Errors(settings)
+    app.resp_options.media_handlers[falcon.MEDIA_JSON] = JSONHandler(to_json)
+    errors = Errors(app.service.site)
     app.set_error_serializer(errors.serialize)
     app.add_error_handler(Exception, errors.unexpected)
-    app.add_error_handler(models.StorageError, errors.not_stored)
+    app.add_error_handler(StorageError, errors.not_stored)
+    for path_template, resource in routes(app.service):
+        if responder := getattr(resource, "on_get", None):
+            # Counting responders look at the method.
+            setattr(resource, "on_head", responder)  # noqa: B010
+        app.add_route(path_template, resource)
 
-    mailed = (settings, links, outbox, clock)
-    contact = Contact(*mailed)
-    newsletter = Newsletter(*mailed)
-    counting = (settings, limits, clock)
-    routes: tuple[tuple[str, Any], ...] = (
-        ("/", Home(settings)),
-        ("/thanks", Thanks(settings)),
-        ("/openapi.json", OpenApi(settings)),
+
+def routes(service: Service) -> tuple[tuple[str, Resource], ...]:
+    """Return every path with its resource."""
+    contact, newsletter = Contact(service), Newsletter(service)
+    return (
+        ("/", Home(service)),
+        ("/thanks", Thanks(service)),
+        ("/openapi.json", OpenApi(service)),
         ("/contact", contact),
         ("/f/contact", contact),
         ("/p/{project}/f/contact", contact),
         ("/newsletter", newsletter),
         ("/f/newsletter", newsletter),
-        ("/f/{form}", UnknownForm()),
-        ("/p/{project}/f/{form}", UnknownForm()),
-        ("/newsletter/confirm/{token}", Confirm(*mailed)),
-        ("/newsletter/unsubscribe/{token}", Unsubscribe(*mailed)),
-        ("/newsletter/not-me/{token}", NotMe(*mailed)),
-        ("/release/{token}", ReleaseHeld(*mailed)),
-        ("/hits", Hits(*counting)),
-        ("/hits.gif", HitsGif(*counting)),
-        ("/hits.svg", HitsBadge(*counting)),
-        ("/hits/chart.svg", HitsChart(*counting)),
-        ("/hits/shield", HitsShield(*counting)),
-        ("/health", owner.Health(outbox, clock)),
-        ("/doctor", owner.Doctor(settings, outbox, transport, clock)),
-        ("/export/backup.sqlite3", owner.Backup()),
-        ("/export/{name}", owner.Export()),
-        ("/people/{email:path}", owner.People(settings, outbox, clock)),
+        ("/f/{form}", UnknownForm(service)),
+        ("/p/{project}/f/{form}", UnknownForm(service)),
+        ("/newsletter/confirm/{token}", Confirm(service)),
+        ("/newsletter/unsubscribe/{token}", Unsubscribe(service)),
+        ("/newsletter/not-me/{token}", NotMe(service)),
+        ("/release/{token}", DeliverHeld(service)),
+        ("/hits", hits.Hits(service)),
+        ("/hits.gif", hits.Pixel(service)),
+        ("/hits.svg", hits.Badge(service)),
+        ("/hits/chart.svg", hits.Chart(service)),
+        ("/hits/shield", hits.Shield(service)),
+        ("/health", owner.Health(service)),
+        ("/doctor", owner.Doctor(service)),
+        ("/export/backup.sqlite3", owner.Backup(service)),
+        ("/export/{name}", owner.Export(service)),
+        ("/people/{email:path}", owner.People(service)),
     )
-    for path_template, resource in routes:
-        if hasattr(resource, "on_get"):  # counting responders look at the method
-            resource.on_head = resource.on_get
-        app.add_route(path_template, resource)
-    return app
 
 
 # --- pages that only show --------------------------------------------------------
 
 
-class Home:
+class Home(Resource):
     """What this is."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._site = Site(settings)
 
     def on_get(self, req: Request, resp: Response) -> None:
         """Show the snippets to paste, or the addresses as JSON."""
         url = self._settings.public_url
-        if wants_page(req):
+        if wants_html(req):
             self._site.show(
                 resp,
                 "welcome.html",
@@ -186,11 +200,8 @@ class Home:
         }
 
 
-class Thanks:
+class Thanks(Resource):
     """Where a plain form lands when it names no page of its own."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._site = Site(settings)
 
     def on_get(self, req: Request, resp: Response) -> None:
         """Say thank you, and lead back."""
@@ -202,12 +213,10 @@ class Thanks:
         )
 
 
-class OpenApi:
+class OpenApi(Resource):
     """The description of all of this for machines."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._json = b""
+    _json = b""
 
     def on_get(self, req: Request, resp: Response) -> None:
         """Answer with openapi.yaml as JSON, naming this server."""
@@ -218,7 +227,7 @@ class OpenApi:
     def _document(self) -> bytes:
         import yaml  # loaded when first asked for
 
-        text = Path(pages.__file__).with_name("openapi.yaml").read_text("utf-8")
+        text = Path(forms.__file__).with_name("openapi.yaml").read_text("utf-8")
         document = yaml.safe_load(text)
         document["info"]["version"] = VERSION
         document["servers"] = [{"url": self._settings.public_url}]
@@ -228,97 +237,72 @@ class OpenApi:
 # --- contact ---------------------------------------------------------------------
 
 
-class Mailing:
-    """What the resources share whose requests cause mails."""
-
-    def __init__(
-        self,
-        settings: Settings,
-        links: Links,
-        outbox: Outbox,
-        clock: Callable[[], float],
-    ) -> None:
-        self._settings = settings
-        self._site = Site(settings)
-        self._links = links
-        self._outbox = outbox
-        self._clock = clock
-
-
-class Contact(Mailing):
+class Contact(Resource):
     """The contact form."""
 
     limited = {"POST": "contact"}
+    form = "/contact"
 
     def on_post(self, req: Request, resp: Response, project: str = "") -> None:
         """Store a message; its mail follows."""
         now = self._clock()
         values = forms.read(req)
         contact = forms.contact(values)
-        page = wants_page(req)
         next_url = self._site.next_url(req, values, contact.next, "/thanks")
-        echo, judge = self._judge(req, values, contact, page, now)
-        message_id = Message.receive(
-            {
-                "name": contact.name,
-                "email": contact.email,
-                "subject": contact.subject,
-                "message": contact.text,
-                "fields": contact.extra,
-                "page": self._site.page(req, values),
-                "client": truncated(req.context.client),
-                "echo": echo,
-            },
-            judge,
-            keys=self._keys(req, contact),
-            now=now,
-        )
+        keys = self._keys(req, contact)
+        message_id = Receipt.recall(keys, now)
         if message_id is None:
-            self._ask(req, resp, values, contact, next_url)
-            return
+            row = self._row(req, values, contact)
+            verdict = self._verdict(req, contact, row, now)
+            if verdict.doubtful and wants_html(req):
+                if not self._pressed_send(values, contact):
+                    self._ask(req, resp, values, contact, next_url)
+                    return
+                verdict = verdict._replace(doubtful=False)
+            message_id = Message.receive(row, verdict, keys=keys, now=now)
         self._outbox.nudge()
-        if page:
+        if wants_html(req):
             raise falcon.HTTPSeeOther(next_url)
         succeed(resp, next_url, "Thank you, your message is on its way.", id=message_id)
 
-    def _judge(
-        self,
-        req: Request,
-        values: Mapping[str, str],
-        contact: ContactForm,
-        page: bool,
-        now: float,
-    ) -> tuple[str, Callable[[int], Judgement | None]]:
-        """Return a text's fingerprint, and what judges it by its echoes.
+    def _row(
+        self, req: Request, values: Mapping[str, str], contact: ContactForm
+    ) -> dict[str, Any]:
+        """Return what is stored of a submission, but for its verdict."""
+        return {
+            "name": contact.name,
+            "email": contact.email,
+            "subject": contact.subject,
+            "message": contact.text,
+            "fields": contact.extra,
+            "page": self._site.referrer(req, values),
+            "client": truncated(req.context.client),
+        }
 
-        A plain form's doubtful sender can be asked: then there is no judgement yet.
-        """
-        from frontdesk import (
-            spam,  # its patterns take 10 ms: with the first message, not at start
-        )
+    @staticmethod
+    def _verdict(
+        req: Request, contact: ContactForm, row: dict[str, Any], now: float
+    ) -> Verdict:
+        """Judge a submission, and put the fingerprint of its text into the row."""
+        from frontdesk import spam  # its patterns take 10 ms: not at start
 
         seconds, webdriver = _session_data(req, now)
         reading = spam.read(
             contact.text, contact.name, contact.subject, contact.extra.values()
         )
-        signs: dict[str, Any] = {
-            "honeypot": contact.honeypot,
-            "seconds_on_page": seconds,
-            "webdriver": webdriver,
-            "origin": req.get_header("Origin") is not None,
-            "referer": req.get_header("Referer") is not None,
-            "accept_language": req.get_header("Accept-Language") is not None,
-            "user_agent": bool(req.user_agent),
-        }
-
-        def judge(echoes: int) -> Judgement | None:
-            score = spam.score(reading, echoes=echoes, **signs)
-            if score.doubtful and page and not self._pressed_send(values, contact):
-                return None
-            doubtful = score.doubtful and not page
-            return Judgement(score.points, score.reasons, doubtful, score.held)
-
-        return reading.fingerprint, judge
+        row["echo"] = reading.fingerprint
+        score = spam.score(
+            reading,
+            echoes=Message.echoes(reading.fingerprint, row["client"], now),
+            honeypot=contact.honeypot,
+            seconds_on_page=seconds,
+            webdriver=webdriver,
+            origin=req.get_header("Origin") is not None,
+            referer=req.get_header("Referer") is not None,
+            accept_language=req.get_header("Accept-Language") is not None,
+            user_agent=bool(req.user_agent),
+        )
+        return Verdict(score.points, score.reasons, score.doubtful, score.held)
 
     @staticmethod
     def _keys(req: Request, contact: ContactForm) -> dict[str, int]:
@@ -329,8 +313,8 @@ class Contact(Mailing):
             # Of one sender only: somebody else's key may be the same by chance. Either
             # will do, since a phone changes networks between two tries.
             for sender in (contact.email, client):
-                keys[models.keyed_hash("key", sender, key)] = IDEMPOTENCY_SECONDS
-        body = models.keyed_hash("body", client, *_content(contact))
+                keys[keyed_hash("key", sender, key)] = IDEMPOTENCY_SECONDS
+        body = keyed_hash("body", client, *_content(contact))
         return {**keys, body: DUPLICATE_BODY_SECONDS}
 
     def _ask(
@@ -342,10 +326,10 @@ class Contact(Mailing):
         next_url: str,
     ) -> None:
         """Ask a doubtful sender once, with 422: nothing is stored yet."""
-        content = models.keyed_hash("ask", *_content(contact))
+        content = keyed_hash("ask", *_content(contact))
         ours = {
             forms.PROOF: self._links.token("ask", content),
-            forms.FROM: self._site.page(req, values),
+            forms.FROM: self._site.referrer(req, values),
         }
         self._site.show(
             resp,
@@ -367,7 +351,7 @@ class Contact(Mailing):
             content, age = self._links.read("ask", values.get(forms.PROOF, ""))
         except BadLinkError:
             return False
-        same = content == models.keyed_hash("ask", *_content(contact))
+        same = content == keyed_hash("ask", *_content(contact))
         return same and ASKED_SECONDS[0] <= age <= ASKED_SECONDS[1]
 
 
@@ -394,7 +378,7 @@ def _session_data(req: Request, now: float) -> tuple[float | None, bool]:
         return None, False
 
 
-class UnknownForm:
+class UnknownForm(Resource):
     """A form service's endpoint that is no form of ours."""
 
     def on_post(self, req: Request, resp: Response, **params: str) -> None:
@@ -409,22 +393,23 @@ class UnknownForm:
 # --- newsletter ------------------------------------------------------------------
 
 
-class Newsletter(Mailing):
+class Newsletter(Resource):
     """The sign-up form; its answer is the same whatever is known of the address."""
 
     limited = {"POST": "newsletter"}
+    form = "/newsletter"
 
     def on_post(self, req: Request, resp: Response) -> None:
         """Sign an address up, pending its owner's confirmation."""
         values = forms.read(req)
         signup, now = forms.signup(values), self._clock()
         if signup.honeypot:
-            models.count_trapped(now)
+            count_trapped(now)
         else:
             Subscriber.ask(
                 signup.email,
                 signup.name,
-                page=self._site.page(req, values),
+                page=self._site.referrer(req, values),
                 client=truncated(req.context.client),
                 now=now,
                 mails_per_day=self._settings.confirm_mails_per_day,
@@ -432,14 +417,14 @@ class Newsletter(Mailing):
         self._outbox.nudge()
         default = "/thanks?newsletter"
         next_url = self._site.next_url(req, values, signup.next, default)
-        if wants_page(req):
+        if wants_html(req):
             raise falcon.HTTPSeeOther(next_url)
         succeed(
             resp, next_url, "Almost done: please press the button in the mail we send."
         )
 
 
-class MailedLink(Mailing):
+class MailedLink(Resource):
     """A page that a mail leads to: GET shows a button, POST acts.
 
     Mail scanners follow links and even run scripts, so that GET changes nothing; the
@@ -472,7 +457,7 @@ class MailedLink(Mailing):
     def done(self, req: Request, resp: Response, template: str, message: str) -> None:
         """Say that it is done, without a redirect."""
         self._outbox.nudge()
-        if wants_page(req):
+        if wants_html(req):
             self._site.show(resp, template, back_url=self._site.home)
         else:
             succeed(resp, self._site.home or "", message)
@@ -509,7 +494,7 @@ class Confirm(MailedLink):
             self._expired(req, resp, token)
 
     def _expired(self, req: Request, resp: Response, token: str) -> None:
-        if not wants_page(req) and req.method == "POST":
+        if not wants_html(req) and req.method == "POST":
             message = "This link has expired; sign up again for a new one."
             raise forms.error(falcon.HTTP_410, "NOT_FOUND", message)
         self._site.show(resp, "expired.html", action=f"/newsletter/confirm/{token}")
@@ -551,7 +536,7 @@ class NotMe(MailedLink):
         )
 
 
-class ReleaseHeld(MailedLink):
+class DeliverHeld(MailedLink):
     """Delivers a message that was held as spam; the owner's digest leads here."""
 
     purpose = "release"
@@ -568,7 +553,7 @@ class ReleaseHeld(MailedLink):
 
     def on_post(self, req: Request, resp: Response, token: str) -> None:
         """Mail the message to the owner; again is harmless."""
-        Message.release(self._message(token).id, self._clock())
+        Message.deliver(self._message(token).id, self._clock())
         self.done(req, resp, "released.html", "The message is on its way to you.")
 
     def _message(self, token: str) -> Message:
@@ -577,172 +562,3 @@ class ReleaseHeld(MailedLink):
         if message is None:  # erased meanwhile
             raise self.unknown()
         return message
-
-
-# --- hits ------------------------------------------------------------------------
-
-# curl and scripts of the owner count; what fetches pages on its own does not.
-CRAWLERS = re.compile(
-    r"(?<!cu)bot(?![a-z])|bots?/|crawl|spider|slurp|mediapartners|bingpreview|"
-    r"facebookexternalhit|whatsapp|embedly|feedfetcher|feedburner|archive\.org|"
-    r"uptime|pingdom|statuscake|monitor|site24x7|lighthouse|pagespeed|gtmetrix|"
-    r"w3c_validator|w3c-checklink|ahrefs|semrush|gptbot|claude-web|anthropic-ai|"
-    r"chatgpt|perplexity|google-inspectiontool|apis-google|googleother|heritrix|"
-    r"scrapy|nutch|httrack|masscan|zgrab|nmap|nikto|ia_archiver|meta-external|"
-    r"facebookcatalog|cohere-ai|yandeximages|uripreview|iframely|google-read|"
-    r"google-site|updown\.io|checkly|datadog|newrelic|nagios|zabbix|blackbox|"
-    r"kube-probe|health-?check|googlehc"
-)
-PREFETCH = ("Sec-Purpose", "Purpose", "X-Purpose", "X-Moz")
-
-
-class Counted:
-    """What the hit counter's resources share: which page, and what counts."""
-
-    with_credentials = True  # beacons always send them
-
-    def __init__(
-        self, settings: Settings, limits: RateLimit, clock: Callable[[], float]
-    ) -> None:
-        self._max_pages = settings.max_pages
-        self._limits = limits
-        self._clock = clock
-
-    def page(self, req: Request, named: str | None = None) -> str:
-        """Return the page that body or query name; unnamed, the Referer's path."""
-        named = named or req.get_param("page")
-        if not named:
-            named = req.get_header("Referer") or ""
-            if origin_of(named) is None:
-                raise forms.wrong(
-                    "page", "REQUIRED_FIELD_MISSING", "Please name the page to count."
-                )
-        return forms.page_of(named)
-
-    def count(self, req: Request, page: str) -> dict[str, Any]:
-        """Count one hit unless something automatic made it; say which, and the sums."""
-        # In lower case: a pattern that ignores case takes five times as long.
-        agent = (req.user_agent or "").lower()
-        reason = _uncounted(req, agent)
-        if reason:
-            hits, visitors = Page.totals(page)
-            not_counted = {"counted": False, "reason": reason}
-            return {"page": page, "hits": hits, "visitors": visitors, **not_counted}
-        client = req.context.client
-        sums = self._count(page, client, agent)
-        if sums is None:  # never seen before
-            page = Page.admit(
-                page, lambda: self._limits.allows("pages", client), self._max_pages
-            )
-            sums = self._count(page, client, agent) or Page.totals(page)
-        hits, visitors = sums
-        return {"page": page, "hits": hits, "visitors": visitors, "counted": True}
-
-    def _count(self, page: str, client: str, agent: str) -> tuple[int, int] | None:
-        now, visitor = self._clock(), None  # an image proxy hides who looks
-        if not IMAGE_PROXIES.search(agent):
-            visitor = Visitor.key(page, client, agent, now)
-        return Hit.count(page, visitor, now)
-
-
-def _uncounted(req: Request, agent: str) -> str | None:
-    for header in PREFETCH:
-        value = (req.get_header(header) or "").lower()
-        if "prefetch" in value or "prerender" in value or "preview" in value:
-            return "prefetch"
-    return "crawler" if _is_crawler(agent) else None
-
-
-@lru_cache(maxsize=256)  # most visitors share a few
-def _is_crawler(agent: str) -> bool:
-    return CRAWLERS.search(agent) is not None
-
-
-def _days(req: Request) -> int:
-    """Return days= from 1 to 365; raises Rejected (422)."""
-    text = req.get_param("days", default="30")
-    if not re.fullmatch("[0-9]{1,3}", text) or not 1 <= int(text) <= 365:
-        raise forms.wrong("days", "TYPE_TEXT", "days is a whole number from 1 to 365.")
-    return int(text)
-
-
-class Hits(Counted):
-    """The counter."""
-
-    limited = {"POST": "hits"}
-
-    def on_get(self, req: Request, resp: Response) -> None:
-        """Read a page's sums and days."""
-        page = self.page(req)
-        hits, visitors = Page.totals(page)
-        days = Hit.days(page, _days(req), self._clock())
-        resp.media = {
-            "page": page,
-            "hits": hits,
-            "visitors": visitors,
-            "days": [{"date": d, "hits": h, "visitors": v} for d, h, v in days],
-        }
-
-    def on_post(self, req: Request, resp: Response) -> None:
-        """Count one."""
-        page = self.page(req, forms.read_page(req))
-        resp.media = self.count(req, page)
-
-
-class HitsGif(Counted):
-    """The counter as a pixel."""
-
-    limited = {"GET": "hits"}
-
-    def on_get(self, req: Request, resp: Response) -> None:
-        """Count one and answer with a transparent pixel."""
-        page = self.page(req)
-        if req.method == "GET":
-            self.count(req, page)
-        resp.content_type, resp.data = falcon.MEDIA_GIF, PIXEL
-
-
-class HitsBadge(Counted):
-    """The counter as a badge."""
-
-    limited = {"GET": "hits"}
-
-    def on_get(self, req: Request, resp: Response) -> None:
-        """Count one and show the sum; count=false only shows."""
-        page = self.page(req)
-        if req.method == "GET" and req.get_param("count") != "false":
-            hits = self.count(req, page)["hits"]
-        else:
-            hits = Page.totals(page)[0]
-        resp.content_type = MEDIA_SVG
-        resp.text = pages.badge(
-            req.get_param("label", default="hits"),
-            pages.thousands(hits),
-            req.get_param("color", default="blue"),
-            req.get_param("style", default="flat"),
-        )
-
-
-class HitsChart(Counted):
-    """The counter as a picture."""
-
-    def on_get(self, req: Request, resp: Response) -> None:
-        """Draw a bar for each day."""
-        page = self.page(req)
-        days = Hit.days(page, _days(req), self._clock())
-        resp.content_type = MEDIA_SVG
-        resp.text = pages.chart(page, days)
-
-
-class HitsShield(Counted):
-    """The counter for shields.io's endpoint badge."""
-
-    def on_get(self, req: Request, resp: Response) -> None:
-        """Answer in the schema of shields.io/badges/endpoint-badge."""
-        hits, _ = Page.totals(self.page(req))
-        resp.media = {
-            "schemaVersion": 1,
-            "label": req.get_param("label", default="hits"),
-            "message": pages.thousands(hits),
-            "color": req.get_param("color", default="blue"),
-        }

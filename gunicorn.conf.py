@@ -31,7 +31,7 @@ _path = sqlite_path(_settings.database_url)
 if _path is not None:
     # peewee would import the Postgres driver whenever it is installed: 150 ms, 12 MB.
     sys.modules["psycopg"] = None
-import models  # noqa: E402
+from frontdesk.database import StorageError, open_database  # noqa: E402
 
 wsgi_app = "api:create_app()"
 bind = f"0.0.0.0:{_settings.port}"
@@ -57,8 +57,10 @@ if Path("/dev/shm").is_dir():  # noqa: S108 # gunicorn's own advice
 def on_starting(server):
     """Make or update the schema before any worker starts."""
     try:
-        models.migrate(_settings.database_url, _path)
-    except (OSError, *models.StorageError) as error:
+        database = open_database(_settings.database_url)
+        database.migrate()
+        database.close()
+    except (OSError, *StorageError) as error:
         reason = str(error).partition("\n")[0]
         _stop(
             [f"DATABASE_URL: cannot use {_path or 'the Postgres database'}: {reason}"]

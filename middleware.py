@@ -9,7 +9,6 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any
@@ -17,31 +16,16 @@ from typing import Any
 import falcon
 from falcon import Request, Response
 
-import models
+from frontdesk.database import Database
 from frontdesk.forms import Rejected, error
-from frontdesk.settings import TWO_LINES, Origins, Settings, Window, origin_of
+from frontdesk.limits import Limits
+from frontdesk.resources import Resource
+from frontdesk.settings import TWO_LINES, Origins, Settings, origin_of
 
 log = logging.getLogger("frontdesk")
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _EXPOSED = "Retry-After, RateLimit, RateLimit-Policy, X-Request-ID"
-
-
-class Headers(Request):
-    """A request that knows how WSGI spells a header's name: it is asked 15 times."""
-
-    def get_header(  # type: ignore[override]
-        self, name: str, required: bool = False, default: str | None = None
-    ) -> str | None:
-        """Return a header's value, or the default."""
-        value: str | None = self.env.get(_wsgi_name(name), default)
-        return value
-
-
-@lru_cache(maxsize=256)  # names in our code and settings
-def _wsgi_name(name: str) -> str:
-    name = name.upper().replace("-", "_")
-    return name if name in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{name}"
 
 
 class RequestLog:
@@ -50,9 +34,16 @@ class RequestLog:
     def process_request(self, req: Request, resp: Response) -> None:
         """Keep a sane id of the client or router, else make one."""
         req.context.started = time.perf_counter()
+        req.context.resource = None
         given = req.get_header("X-Request-ID") or ""
         sane = _SANE_ID.fullmatch(given)
         req.context.id = given if sane else secrets.token_hex(8)
+
+    def process_resource(
+        self, req: Request, resp: Response, resource: Resource, params: Any
+    ) -> None:
+        """Keep the resource for whoever answers an error."""
+        req.context.resource = resource
 
     def process_response(
         self, req: Request, resp: Response, resource: Any, ok: bool
@@ -80,14 +71,14 @@ class Cors:
         self._origins = origins
 
     def process_resource(
-        self, req: Request, resp: Response, resource: Any, params: Any
+        self, req: Request, resp: Response, resource: Resource, params: Any
     ) -> None:
         """Refuse a page of somebody else's.
 
         A mailed link is its own authority, and a browser vouches for our own pages
         by Sec-Fetch-Site, whatever name they were reached under.
         """
-        if req.method not in ("POST", "DELETE") or getattr(resource, "by_token", False):
+        if req.method not in ("POST", "DELETE") or resource.by_token:
             return
         source = req.get_header("Origin") or req.get_header("Referer") or "null"
         if source == "null" or self._origins.any or self._origins.allows(source):
@@ -102,7 +93,7 @@ class Cors:
         )
 
     def process_response(
-        self, req: Request, resp: Response, resource: Any, ok: bool
+        self, req: Request, resp: Response, resource: Resource | None, ok: bool
     ) -> None:
         """Answer preflights and say who may read the answer."""
         resp.append_header("Vary", "Origin")
@@ -111,7 +102,7 @@ class Cors:
             resp.set_header("Access-Control-Allow-Origin", "*")
         elif origin and self._origins.allows(origin):
             resp.set_header("Access-Control-Allow-Origin", origin)
-            if getattr(resource, "with_credentials", False):  # beacons send them
+            if resource and resource.with_credentials:
                 resp.set_header("Access-Control-Allow-Credentials", "true")
         else:
             return
@@ -139,7 +130,7 @@ class ClientAddress:
         self._hops = settings.trusted_hops
 
     def process_resource(
-        self, req: Request, resp: Response, resource: Any, params: Any
+        self, req: Request, resp: Response, resource: Resource, params: Any
     ) -> None:
         """Set req.context.client.
 
@@ -202,66 +193,24 @@ def _network(address: str, bits4: int, bits6: int) -> str:
 
 
 class RateLimit:
-    """Named policies, spent before the body is read.
+    """Spends a request of the policy that a resource names, before the body is read."""
 
-    A resource says which by limited = {method: policy}.
-    """
-
-    def __init__(
-        self, policies: dict[str, tuple[Window, ...]], clock: Callable[[], float]
-    ) -> None:
-        self._policies = policies
-        self._clock = clock
-        self._names = {
-            name: [
-                name if len(windows) == 1 else f"{name}-{w.seconds}s" for w in windows
-            ]
-            for name, windows in policies.items()
-        }
-        self._headers = {
-            name: ", ".join(
-                f'"{label}";q={w.quota};w={w.seconds}'
-                for label, w in zip(self._names[name], windows, strict=True)
-            )
-            for name, windows in policies.items()
-        }
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
 
     def process_resource(
-        self, req: Request, resp: Response, resource: Any, params: Any
+        self, req: Request, resp: Response, resource: Resource, params: Any
     ) -> None:
         """Spend one request; raises Rejected (429)."""
-        policy = getattr(resource, "limited", {}).get(req.method)
+        policy = resource.limited.get(req.method)
         if policy is None:
             return
-        verdict = self.take(policy, req.context.client)
-        if verdict is None:
+        allowance = self._limits.take(policy, client_key(req.context.client))
+        if allowance is None:
             return
-        resp.set_header("RateLimit-Policy", self._headers[policy])
-        left = zip(self._names[policy], verdict.left, strict=True)
-        resp.set_header(
-            "RateLimit", ", ".join(f'"{name}";r={r};t={t}' for name, (r, t) in left)
-        )
-        if not verdict.allowed:
-            raise too_many(verdict.retry_after)
-
-    def take(
-        self, policy: str, address: str, spend: bool = True
-    ) -> models.Verdict | None:
-        """Spend one request of a client (or only look), None if that cannot be told.
-
-        A limiter in trouble must not cost a message: everybody may pass.
-        """
-        key = f"{policy} {client_key(address)}"
-        try:
-            return models.limits.take(key, self._policies[policy], self._clock(), spend)
-        except models.StorageError as error:
-            log.error("rate limits do not work (%s)", type(error).__name__)
-            return None
-
-    def allows(self, policy: str, address: str) -> bool:
-        """Spend one request, and tell whether the client may go on."""
-        verdict = self.take(policy, address)
-        return verdict is None or verdict.allowed
+        resp.set_headers(self._limits.headers(policy, allowance))
+        if not allowance.allowed:
+            raise too_many(allowance.retry_after)
 
 
 def too_many(retry_after: int) -> Rejected:
@@ -277,29 +226,32 @@ def too_many(retry_after: int) -> Rejected:
 class Release:
     """Gives a pooled database connection back when the answer is made."""
 
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
     def process_response(
         self, req: Request, resp: Response, resource: Any, ok: bool
     ) -> None:
         """Release this thread's connection."""
-        models.release()
+        self._database.release()
 
 
 class Owner:
     """Opens what is for_owner to the admin token only."""
 
-    def __init__(self, token: str | None, limits: RateLimit) -> None:
+    def __init__(self, token: str | None, limits: Limits) -> None:
         self._token = token
         self._limits = limits
 
     def process_resource(
-        self, req: Request, resp: Response, resource: Any, params: Any
+        self, req: Request, resp: Response, resource: Resource, params: Any
     ) -> None:
         """Check the token; without one configured there is nothing here.
 
         Failures spend the client's limit, and over it nothing is compared: else 429
         for a wrong token and 200 for the right one would still tell them apart.
         """
-        if not getattr(resource, "for_owner", False) or req.method == "OPTIONS":
+        if not resource.for_owner or req.method == "OPTIONS":
             return
         if self._token is None:
             raise falcon.HTTPNotFound
@@ -308,10 +260,10 @@ class Owner:
             # A browser that once gave the token as a password gives it to every form.
             message = "Another site's page cannot do this."
             raise error(falcon.HTTP_403, "BLOCKED", message)
-        client = req.context.client
-        verdict = self._limits.take("admin", client, spend=False)
-        if verdict is not None and not verdict.allowed:
-            raise too_many(verdict.retry_after)
+        client = client_key(req.context.client)
+        allowance = self._limits.take("admin", client, spend=False)
+        if allowance is not None and not allowance.allowed:
+            raise too_many(allowance.retry_after)
         if hmac.compare_digest(_given_token(req).encode(), self._token.encode()):
             return
         self._limits.take("admin", client)

@@ -8,7 +8,7 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Any
 
@@ -18,8 +18,11 @@ from falcon import Request, Response
 import models
 from frontdesk import forms
 from frontdesk.answers import succeed
+from frontdesk.database import SqliteFile, StorageError
+from frontdesk.limits import Limits
+from frontdesk.resources import Resource, Service
 from frontdesk.settings import VERSION, Settings, sqlite_path
-from mail import Outbox, Transport
+from frontdesk.tables import DAY, check_storage, day_of
 from models import Delivery, Message
 
 COLUMNS = {
@@ -39,13 +42,10 @@ MAIL_SECONDS = 5  # that Mailjet may take for all that the doctor asks
 Check = tuple[str, bool, str]  # name, ok, what is or what to do
 
 
-class Health:
+class Health(Resource):
     """Is all well? Never cached, never limited, no secrets."""
 
-    def __init__(self, outbox: Outbox, clock: Callable[[], float]) -> None:
-        self._outbox = outbox
-        self._clock = clock
-        self._checked = 0.0
+    _checked = 0.0  # of time.monotonic()
 
     def on_get(self, req: Request, resp: Response) -> None:
         """Report; 503 when the database does not answer, or takes nothing more."""
@@ -54,8 +54,8 @@ class Health:
         try:
             self._probe()
             counts = Delivery.summary(now)
-            held = Message.held_since(now - models.DAY)
-        except models.StorageError:
+            held = Message.held_since(now - DAY)
+        except StorageError:
             status |= {"status": "error", "database": "error"}
             counts = {"waiting": 0, "oldest_seconds": 0, "dead": 0}
             held = 0
@@ -71,11 +71,11 @@ class Health:
     def _probe(self) -> None:
         # A probe syncs the disk: often enough for a platform, too rare for an attack.
         if time.monotonic() - self._checked > PROBE_SECONDS:
-            models.check_storage()
+            check_storage()
             self._checked = time.monotonic()
 
 
-class Export:
+class Export(Resource):
     """The owner's data, streamed."""
 
     for_owner = True
@@ -134,34 +134,28 @@ def _in_chunks(texts: Iterable[str]) -> Iterator[bytes]:
     yield buffer.getvalue()
 
 
-class Backup:
+class Backup(Resource):
     """A copy of the whole database."""
 
     for_owner = True
 
     def on_get(self, req: Request, resp: Response) -> None:
         """Answer with a consistent SQLite file; there is none on Postgres."""
-        if not models.is_sqlite():
+        database = self._service.database
+        if not isinstance(database, SqliteFile):
             raise falcon.HTTPNotFound
         resp.content_type = "application/vnd.sqlite3"
         resp.downloadable_as = "frontdesk.sqlite3"
         if req.method == "GET":
-            with models.backup() as copy:
+            with database.backup() as copy:
                 # Unlinked when the context ends; the open file lives until it is sent.
                 resp.set_stream(copy.open("rb"), copy.stat().st_size)
 
 
-class People:
+class People(Resource):
     """What is kept of a person."""
 
     for_owner = True
-
-    def __init__(
-        self, settings: Settings, outbox: Outbox, clock: Callable[[], float]
-    ) -> None:
-        self._settings = settings
-        self._outbox = outbox
-        self._clock = clock
 
     def on_delete(self, req: Request, resp: Response, email: str) -> None:
         """Erase messages and subscription."""
@@ -176,23 +170,14 @@ class People:
         succeed(resp, "", erased, messages=messages, subscribers=subscribers)
 
 
-class Doctor:
+class Doctor(Resource):
     """What is set up well and what to mend."""
 
     for_owner = True
 
-    def __init__(
-        self,
-        settings: Settings,
-        outbox: Outbox,
-        transport: Transport,
-        clock: Callable[[], float],
-        mail_seconds: float = MAIL_SECONDS,
-    ) -> None:
-        self._settings = settings
-        self._outbox = outbox
-        self._transport = transport
-        self._clock = clock
+    def __init__(self, service: Service, mail_seconds: float = MAIL_SECONDS) -> None:
+        super().__init__(service)
+        self._transport = service.transport
         self._mail_seconds = mail_seconds
 
     def on_get(self, req: Request, resp: Response) -> None:
@@ -212,13 +197,13 @@ class Doctor:
     def on_post(self, req: Request, resp: Response) -> None:
         """Send a test mail to the owner."""
         now = self._clock()
-        models.write(lambda: Delivery.add("test", "", now))
+        Delivery.add("test", "", now)
         self._outbox.nudge()
         succeed(resp, "", "A test mail is on its way to MAIL_TO.")
 
     def _database(self) -> Iterator[Check]:
         path = sqlite_path(self._settings.database_url)
-        size = f"{models.database_size() / 2**20:,.1f} MB"
+        size = f"{self._service.database.size() / 2**20:,.1f} MB"
         if path is None:
             yield "database", True, f"Postgres, {size}."
         else:
@@ -233,7 +218,7 @@ class Doctor:
             )
             free = shutil.disk_usage(path.parent).free // 2**20
             yield "disk", free > 100, f"{free:,} MB free."
-        yield "schema", True, f"Version {models.schema_version()}."
+        yield "schema", True, f"Version {self._service.database.schema_version()}."
         counts = Delivery.summary(self._clock())
         yield (
             "outbox",
@@ -292,3 +277,22 @@ class Doctor:
             yield "client", True, "Your address is the connection's: no proxy in front."
             return
         yield "client", rule != "socket", message
+
+
+class Daily:
+    """Once a day in each process: the digest of what was held, and the clean-up."""
+
+    def __init__(self, settings: Settings, limits: Limits) -> None:
+        self._settings = settings
+        self._limits = limits
+        self._done_on = ""
+
+    def __call__(self, now: float) -> None:
+        """Do today's round unless this process has done it."""
+        today = day_of(now)
+        if self._done_on == today:
+            return
+        Message.start_digest(now)
+        models.clean_up(now, self._settings.retention_days)
+        self._limits.sweep()
+        self._done_on = today

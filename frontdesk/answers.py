@@ -7,13 +7,13 @@ import logging
 import re
 from collections.abc import Mapping
 from functools import lru_cache
-from traceback import extract_tb
 from typing import Any
 
 import falcon
 from falcon import Request, Response, mediatypes
 
 from frontdesk import forms, pages
+from frontdesk.places import place_of
 from frontdesk.settings import Settings, origin_of
 
 log = logging.getLogger("frontdesk")
@@ -23,7 +23,7 @@ PIXEL = base64.b64decode("R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRA
 IMAGE_PROXIES = re.compile(r"camo|imageproxy|yahoomailproxy|ggpht")
 
 
-def wants_page(req: Request) -> bool:
+def wants_html(req: Request) -> bool:
     """Tell whether a browser submits a plain form; scripts and curl want JSON."""
     if (req.get_header("X-Requested-With") or "").lower() == "xmlhttprequest":
         return False
@@ -68,7 +68,7 @@ class Site:
         self.home = None if settings.origins.any else settings.allowed_origins[0]
 
     @staticmethod
-    def page(req: Request, values: Mapping[str, str]) -> str:
+    def referrer(req: Request, values: Mapping[str, str]) -> str:
         """Return the URL of the page that sent a form, without its query, or ""."""
         # A form that our own page gave back tells where it came from at first.
         url = values.get(forms.FROM) or req.get_header("Referer") or ""
@@ -79,7 +79,7 @@ class Site:
         """Return the page to go back to, as far as it can be known."""
         origin = req.get_header("Origin") or ""
         own = origin_of(self.settings.public_url)
-        for url in (self.page(req, values), origin):
+        for url in (self.referrer(req, values), origin):
             if origin_of(url) not in (None, own) and self._allows(url):
                 return url
         return self.home
@@ -122,7 +122,6 @@ PLAIN_ERRORS = {
     415: ("UNSUPPORTED_TYPE", "This type of body is not understood."),
     500: ("INTERNAL", "Something went wrong here; it has been logged."),
 }
-IMAGES = ("/hits.gif", "/hits.svg", "/hits/chart.svg")
 
 
 def plain_error(status: int) -> list[Any]:
@@ -146,26 +145,27 @@ def error_body(errors: list[Any]) -> dict[str, Any]:
 class Errors:
     """Every error in one shape, from one place."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._site = Site(settings)
+    def __init__(self, site: Site) -> None:
+        self._site = site
 
     def serialize(self, req: Request, resp: Response, error: falcon.HTTPError) -> None:
         """Answer with JSON, with a page, or with a picture where one was asked for."""
         errors = getattr(error, "errors", None)
         if errors is None:
             errors = plain_error(error.status_code)
-        if req.method in ("GET", "HEAD") and req.uri_template in IMAGES:
-            self._image(req, resp)
-        elif wants_page(req):
+        resource = req.context.resource
+        if resource and resource.picture and req.method in ("GET", "HEAD"):
+            self._picture(req, resp, resource.picture)
+        elif wants_html(req):
             self._page(req, resp, error, errors)
         else:
             resp.media = self._json(req, errors)
 
-    def _json(self, req: Request, errors: list[Any]) -> dict[str, Any]:
-        body = error_body(errors)
-        if req.uri_template == "/hits" and errors[0]["code"] == "RATE_LIMITED":
-            body |= {"counted": False, "reason": "rate_limited"}
-        return body
+    @staticmethod
+    def _json(req: Request, errors: list[Any]) -> dict[str, Any]:
+        resource = req.context.resource
+        limited = resource and errors[0]["code"] == "RATE_LIMITED"
+        return error_body(errors) | (resource.over_limit if limited else {})
 
     def _page(
         self, req: Request, resp: Response, error: falcon.HTTPError, errors: list[Any]
@@ -173,7 +173,7 @@ class Errors:
         form: dict[str, Any] | None = None
         targets: tuple[str, ...] = ()
         typed = getattr(error, "values", None)
-        values = {**(typed or {}), forms.FROM: self._site.page(req, typed or {})}
+        values = {**(typed or {}), forms.FROM: self._site.referrer(req, typed or {})}
         if typed is not None:
             form = _form_again(req, values, errors)
             wanted = forms.first(values, forms.NEXT)
@@ -189,15 +189,16 @@ class Errors:
             form=form,
         )
 
-    def _image(self, req: Request, resp: Response) -> None:
+    @staticmethod
+    def _picture(req: Request, resp: Response, media: str) -> None:
         """Show a picture without numbers: the counter never breaks a page.
 
         Image proxies show nothing at all for an error status, so they get 200.
         """
-        if req.uri_template == "/hits.gif":
-            resp.content_type, resp.data = falcon.MEDIA_GIF, PIXEL
+        resp.content_type = media
+        if media == falcon.MEDIA_GIF:
+            resp.data = PIXEL
         else:
-            resp.content_type = MEDIA_SVG
             resp.text = pages.badge("hits", "–", "lightgrey")
         if IMAGE_PROXIES.search((req.user_agent or "").lower()):
             resp.status = falcon.HTTP_200
@@ -206,8 +207,7 @@ class Errors:
         self, req: Request, resp: Response, error: Exception, params: Any
     ) -> None:
         """Say that the database did not take it: the client may come again."""
-        # The text may hold values (Postgres' DETAIL): the class is enough.
-        log.error("database: %s %s", type(error).__name__, req.context.id)
+        log.error("database: %s, request %s", place_of(error), req.context.id)
         raise forms.error(
             falcon.HTTP_503,
             "NOT_STORED",
@@ -219,8 +219,7 @@ class Errors:
         self, req: Request, resp: Response, error: Exception, params: Any
     ) -> None:
         """Log where it happened, not what was sent."""
-        kind, last = type(error).__name__, extract_tb(error.__traceback__)[-1]
-        log.error("%s in %s:%s %s", kind, last.name, last.lineno, req.context.id)
+        log.error("%s, request %s", place_of(error), req.context.id)
         raise falcon.HTTPInternalServerError
 
 
@@ -228,7 +227,9 @@ def _form_again(
     req: Request, values: Mapping[str, str], errors: list[Any]
 ) -> dict[str, Any]:
     """Return a form that gives the typed text back and posts again."""
-    signup = "newsletter" in (req.uri_template or "")
+    # The path by name: a request to //f/contact must not become a host's name.
+    action = req.context.resource.form
+    signup = action == "/newsletter"
     missing = {e["field"]: "" for e in errors if e["code"] == "REQUIRED_FIELD_MISSING"}
     if not any(name != forms.FROM for name in values):
         missing = dict.fromkeys(["email"] if signup else ["email", "message"], "")
@@ -237,8 +238,6 @@ def _form_again(
         for name, text in {**values, **missing}.items()
         if name not in forms.HONEYPOTS
     ]
-    # The path by name: a request to //f/contact must not become a host's name.
-    action = "/newsletter" if signup else "/contact"
     return {"action": action, "multipart": is_multipart(req), "fields": fields}
 
 

@@ -23,6 +23,8 @@ import pytest
 
 import models
 from api import Frontdesk, create_app
+from frontdesk.database import current, execute, open_database
+from frontdesk.limits import LimitsFile
 from frontdesk.settings import Address, Settings
 from tests.standin import StandIn
 
@@ -92,6 +94,11 @@ class Desk:
             method, path, headers={"Authorization": f"Bearer {TOKEN}"}
         )
 
+    def close(self) -> None:
+        """Close this thread's connections, and what all threads share."""
+        self.app.service.limits.store.close()
+        self.app.service.database.close()
+
     def messages(self) -> list[dict[str, Any]]:
         return self.owner("GET", "/export/messages.json").json
 
@@ -110,20 +117,26 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
         path = Path(folder) / "frontdesk.db"
         shutil.copy(request.getfixturevalue("empty_sqlite"), path)
         delete_limits(path)
-        models.LimitsFile(path).make()
         yield f"sqlite:///{path}"
         delete_limits(path)
+
+
+def migrate(url: str) -> None:
+    """Make an empty database with the schema."""
+    database = open_database(url)
+    database.migrate()
+    database.close()
 
 
 def limit_pages(most: int) -> None:
     """Let the SQLite file grow to so many pages, a limit of its writer."""
     pragma = f"PRAGMA max_page_count = {most}"
-    models.write(lambda: models.execute(pragma).fetchone())
+    current().write(lambda: execute(pragma).fetchone())
 
 
 def delete_limits(path: Path) -> None:
     """Delete the rate limits of a SQLite file: they lie elsewhere and outlive it."""
-    limits = Path(models.LimitsFile(path).database)
+    limits = LimitsFile(path).path
     for part in limits.parent.glob(f"{limits.name}*"):
         part.unlink(missing_ok=True)
 
@@ -131,7 +144,7 @@ def delete_limits(path: Path) -> None:
 @pytest.fixture(scope="session")
 def empty_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("empty") / "frontdesk.db"
-    models.migrate(f"sqlite:///{path}", path)
+    migrate(f"sqlite:///{path}")
     delete_limits(path)
     return path
 
@@ -147,8 +160,8 @@ def make_desk(database_url: str, clock: Clock) -> Iterator[Callable[..., Desk]]:
     made: list[Desk] = []
 
     def make(**changes: Any) -> Desk:
-        if made:  # a process has one database open
-            models.close_database()
+        for desk in made:
+            desk.close()
         settings = replace(
             Settings(
                 database_url=database_url,
@@ -169,8 +182,8 @@ def make_desk(database_url: str, clock: Clock) -> Iterator[Callable[..., Desk]]:
         return made[-1]
 
     yield make
-    if made:
-        models.close_database()
+    for desk in made:
+        desk.close()
 
 
 @pytest.fixture
@@ -241,7 +254,7 @@ class Postgres:
         with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
             if not self.has_template:
                 connection.execute("CREATE DATABASE empty")
-                models.migrate(self.url("empty"), None)
+                migrate(self.url("empty"))
                 self.has_template = True
             self.made += 1
             connection.execute(f"CREATE DATABASE desk{self.made} TEMPLATE empty")
@@ -251,8 +264,8 @@ class Postgres:
         """Return the URL of one shared database, emptied: faster than a new one."""
         import psycopg
 
-        tables = {t._meta.table_name for t in models.Table.__subclasses__()}
-        tables.add("bucket")  # see models.RateLimits
+        tables = {t._meta.table_name for t in models.TABLES}
+        tables.add("bucket")  # see limits.RateLimits
         if not self.shared:
             self.shared = self.fresh_url()
         with psycopg.connect(self.shared, autocommit=True) as connection:

@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from html.parser import HTMLParser
-from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -25,8 +24,13 @@ import pytest
 
 import models
 from api import create_app
+from frontdesk.counter import OTHER_PAGES
+from frontdesk.database import current, execute
+from frontdesk.limits import LimitsFile
+from frontdesk.links import Links
 from frontdesk.settings import Settings, Window, sqlite_path
-from mail import DIGEST_ITEMS, Links
+from mail import DIGEST_ITEMS
+from models import Verdict
 from tests.conftest import FULL, Clock, Desk, Mailbox
 
 FLOOD = 100_000 if FULL else 1_000
@@ -342,7 +346,7 @@ def next_day(desk: Desk) -> list[dict[str, Any]]:
     """Let a day pass and return the mails that its first round adds."""
     before = len(desk.mailbox.mails)
     desk.clock.advance(DAY)
-    desk.app.outbox.daily_round()
+    desk.app.outbox.go_round()
     return desk.drain()[before:]
 
 
@@ -396,12 +400,12 @@ def test_nothing_held_means_no_digest(desk: Desk) -> None:
 
 def test_a_digest_waits_for_the_end_of_the_day_and_comes_once(desk: Desk) -> None:
     hold(desk, 2)
-    desk.app.outbox.daily_round()
+    desk.app.outbox.go_round()
     assert desk.drain() == []
     assert len(next_day(desk)) == 1
     for _ in range(3):
         desk.clock.advance(3600)
-        desk.app.outbox.daily_round()
+        desk.app.outbox.go_round()
     assert len(desk.drain()) == 1
     assert next_day(desk) == []
     hold(desk, 1, name="Newcomer")
@@ -445,7 +449,7 @@ def test_a_digest_after_a_long_sleep_misses_nothing(desk: Desk) -> None:
 def test_a_released_message_is_not_in_the_digest(desk: Desk) -> None:
     hold(desk, 2)
     first = desk.messages()[0]
-    models.Message.release(first["id"], desk.clock())
+    models.Message.deliver(first["id"], desk.clock())
     assert len(desk.drain()) == 1
     [mail] = next_day(desk)
     assert "1 message held" in mail["Subject"]
@@ -454,7 +458,7 @@ def test_a_released_message_is_not_in_the_digest(desk: Desk) -> None:
 def test_a_digest_with_nothing_left_to_say_is_not_sent(desk: Desk) -> None:
     hold(desk, 1)
     desk.clock.advance(DAY)
-    desk.app.outbox.daily_round()
+    desk.app.outbox.go_round()
     assert desk.owner("DELETE", "/people/bot@example.com").status_code == 200
     assert desk.drain() == []
     assert desk.client.simulate_get("/health").json["outbox"]["waiting"] == 0
@@ -518,14 +522,15 @@ def test_a_forged_or_erased_release_link_delivers_nothing(desk: Desk) -> None:
 def at_once(count: int, act: Callable[[], Any]) -> list[Any]:
     """Run the same in several threads that start together."""
     start = threading.Barrier(count)
+    database = current()
 
     def run() -> Any:
+        database.enter()
         start.wait(20)
         try:
             return act()
         finally:  # each thread has connections of its own
-            models.limits.close()
-            models.database.close()
+            current().hang_up()
 
     with ThreadPoolExecutor(count) as pool:
         return [future.result() for future in [pool.submit(run) for _ in range(count)]]
@@ -539,7 +544,7 @@ def test_one_digest_a_day_of_many_threads(make_desk: Callable[..., Desk]) -> Non
 
     def round_and_drain() -> None:
         desk = next(turns)
-        desk.app.outbox.daily_round()
+        desk.app.outbox.go_round()
         desk.drain()
 
     at_once(len(desks), round_and_drain)
@@ -560,10 +565,10 @@ def rounds_of_one_worker(settings: Settings, now: float) -> list[str]:
     outbox = create_app(settings, clock=clock, transport=mailbox).outbox
     for _ in range(2):
         _start.wait(60)
-        outbox.daily_round()
+        outbox.go_round()
         outbox.drain()
         clock.advance(DAY)
-    models.close_database()
+    current().close()
     return [mail["Subject"] for mail in mailbox.mails]
 
 
@@ -594,8 +599,8 @@ def size_on_disk(desk: Desk) -> int:
     path = sqlite_path(desk.settings.database_url)
     if path is None:
         sql = "SELECT pg_database_size(current_database())"
-        return int(models.execute(sql).fetchone()[0])
-    limits = Path(models.LimitsFile(path).database)
+        return int(execute(sql).fetchone()[0])
+    limits = LimitsFile(path).path
     files = [*path.parent.glob(path.name + "*"), *limits.parent.glob(limits.name + "*")]
     return sum(file.stat().st_size for file in files)
 
@@ -604,7 +609,7 @@ def rows() -> dict[str, int]:
     """Return how many rows the tables hold that grow with what strangers send."""
     tables = ("message", "receipt", "delivery", "subscriber", "page", "hit", "visitor")
     return {
-        table: models.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+        table: execute(f"SELECT count(*) FROM {table}").fetchone()[0]
         for table in tables
     }
 
@@ -656,7 +661,7 @@ def test_a_flood_of_one_text_is_not_counted_to_its_end(desk: Desk) -> None:
     for i in range(230):
         models.Message.receive(
             {**text, "echo": "abc", "fields": {}, "client": address(i)},
-            lambda echoes: models.Judgement(),
+            Verdict(),
             keys={str(i): 600},
             now=desk.clock(),
         )
@@ -720,10 +725,13 @@ def work(
     caplog.set_level(logging.DEBUG, "peewee")
     traced: list[str] = []
     if on_sqlite:
-        models.database.connection().set_trace_callback(traced.append)
-        models.write(
-            lambda: models.database.connection().set_trace_callback(traced.append)
-        )
+        database = current()
+
+        def trace() -> None:
+            database.engine.connection().set_trace_callback(traced.append)
+
+        trace()
+        database.write(trace)
 
     def measure(act: Callable[[], Any]) -> Counter[str]:
         caplog.clear()
@@ -865,7 +873,7 @@ def test_a_flood_of_pages_is_counted_together(make_desk: Callable[..., Desk]) ->
     exported = desk.owner("GET", "/export/hits.json").json
     pages = {row["page"] for row in exported}
     assert len(pages) == most + 1
-    assert models.OTHER_PAGES in pages
+    assert OTHER_PAGES in pages
     assert sum(row["hits"] for row in exported) == FLOOD
     assert size_on_disk(desk) < 64 * MEGABYTE
 
@@ -875,7 +883,7 @@ def test_one_client_brings_thirty_new_pages_an_hour(desk: Desk) -> None:
         count(desk, "10.0.0.1", f"/new/{i}")
     pages = [row["page"] for row in desk.owner("GET", "/export/hits.json").json]
     assert len(pages) == 31
-    answer = desk.client.simulate_get("/hits", params={"page": models.OTHER_PAGES})
+    answer = desk.client.simulate_get("/hits", params={"page": OTHER_PAGES})
     assert answer.json["hits"] == 10
     status, known = count(desk, "10.0.0.1", "/new/7")
     assert (status, known["page"], known["hits"]) == (200, "/new/7", 2)

@@ -329,9 +329,7 @@ def test_the_version_is_in_one_place_and_the_changelog_knows_it() -> None:
     newest = re.search(r"(?m)^## (\S+)", text_of("CHANGELOG.md"))
     assert newest
     assert newest[1] == VERSION
-    project = tomllib.loads(text_of("pyproject.toml"))["project"]
-    assert project["dynamic"] == ["version"]
-    assert "version" not in project
+    assert "project" not in tomllib.loads(text_of("pyproject.toml"))  # nothing builds
 
 
 @pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt"])

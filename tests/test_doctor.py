@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-import models
+from frontdesk.database import current
+from frontdesk.mailjet import LogTransport, Mailjet
 from frontdesk.settings import Address, Settings
-from mail import LogTransport, Mailjet
 from owner import Doctor
 from tests.conftest import TOKEN, Desk
 from tests.standin import Answer, Request, StandIn
@@ -27,9 +28,8 @@ def checks(answer: Any) -> dict[str, tuple[bool, str]]:
 
 def examine(desk: Desk, transport: Any = None, seconds: float = 30) -> Any:
     """Ask a doctor of this desk, with another transport."""
-    doctor = Doctor(
-        desk.settings, desk.app.outbox, transport or desk.mailbox, desk.clock, seconds
-    )
+    transport = transport or desk.mailbox
+    doctor = Doctor(replace(desk.app.service, transport=transport), seconds)
     desk.app.add_route("/examined", doctor)
     return desk.owner("GET", "/examined")
 
@@ -95,7 +95,7 @@ def test_the_database_and_its_size_are_named(desk: Desk) -> None:
     sqlite = desk.settings.database_url.startswith("sqlite")
     assert ok
     assert message.startswith("SQLite" if sqlite else "Postgres")
-    assert f"{models.database_size() / 2**20:,.1f} MB" in message
+    assert f"{current().size() / 2**20:,.1f} MB" in message
 
 
 def test_the_free_space_of_the_disk_is_told(desk: Desk) -> None:
@@ -117,7 +117,9 @@ def test_a_disk_that_is_wiped_is_not_well(make_desk: Callable[..., Desk]) -> Non
 
 
 def test_the_schema_version_is_the_newest_migration(desk: Desk) -> None:
-    assert models.schema_version() in checks(desk.owner("GET", "/doctor"))["schema"][1]
+    assert (
+        current().schema_version() in checks(desk.owner("GET", "/doctor"))["schema"][1]
+    )
 
 
 # --- the outbox ------------------------------------------------------------------

@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-import models
+from frontdesk.database import execute
 from frontdesk.settings import TWO_LINES
 from tests.conftest import Desk
 
@@ -153,13 +153,13 @@ def test_what_could_not_be_stored_may_be_sent_again(
     desk: Desk, path: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     for table in ("message", "subscriber"):
-        models.execute(f"ALTER TABLE {table} RENAME TO {table}_away")
+        execute(f"ALTER TABLE {table} RENAME TO {table}_away")
     answer = desk.post(path, FORM)
     assert_is_error(answer, 503, "NOT_STORED")
     assert int(answer.headers["Retry-After"]) > 0
     assert "ada@example.com" not in caplog.text
     for table in ("message", "subscriber"):
-        models.execute(f"ALTER TABLE {table}_away RENAME TO {table}")
+        execute(f"ALTER TABLE {table}_away RENAME TO {table}")
     assert desk.post(path, FORM).status_code == 200
     assert len(desk.drain()) == 1
 

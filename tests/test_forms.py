@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from frontdesk import forms
 from frontdesk.forms import Rejected, clean, next_url, page_of, valid_email
+from frontdesk.links import BadLinkError, Links
 from frontdesk.settings import Origins
-from mail import BadLinkError, Links
 
 properties = settings(max_examples=100, deadline=None)
 ANY_TEXT = st.text(st.characters())  # lone surrogates too

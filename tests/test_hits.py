@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import models
 from frontdesk import forms
+from frontdesk.counter import Hit, Page, Visitor
+from frontdesk.database import current, execute
 from frontdesk.settings import Window
-from models import DAY, Hit, Setting, Visitor
+from frontdesk.tables import DAY, Setting, Table, day_of
 from tests.conftest import NOON, Clock, Desk
 
 CHROME = (
@@ -324,8 +325,8 @@ def test_the_json_has_the_days_with_gaps(desk: Desk, clock: Clock) -> None:
     hit(desk, "/about")
     hit(desk, "/about")
     answer = read(desk, "/about", days=3).json
-    today = models.day_of(clock())
-    days = [models.day_of(clock() - n * DAY) for n in (2, 1, 0)]
+    today = day_of(clock())
+    days = [day_of(clock() - n * DAY) for n in (2, 1, 0)]
     assert answer == {
         "page": "/about",
         "hits": 3,
@@ -519,13 +520,13 @@ def salts() -> list[str]:
 
 def test_each_day_has_its_salt_and_deletes_the_last(desk: Desk, clock: Clock) -> None:
     hit(desk)
-    yesterday = models.day_of(clock())
+    yesterday = day_of(clock())
     salt = Setting.get_value(f"salt {yesterday}")
     assert salts() == [f"salt {yesterday}"]
     assert Visitor.select().count() == 1
     clock.advance(DAY)
     hit(desk, "/other")
-    today = models.day_of(clock())
+    today = day_of(clock())
     assert salts() == [f"salt {today}"]
     assert Setting.get_value(f"salt {today}") != salt
     assert [row.day for row in Visitor.select()] == [today]
@@ -536,9 +537,9 @@ def test_the_daily_round_deletes_the_salt_without_any_hit(
     desk: Desk, clock: Clock
 ) -> None:
     hit(desk)
-    yesterday = models.day_of(clock())
+    yesterday = day_of(clock())
     clock.advance(DAY)
-    desk.app.outbox.daily_round()
+    desk.app.outbox.go_round()
     assert f"salt {yesterday}" not in salts()
     assert Visitor.select().count() == 0
 
@@ -556,7 +557,7 @@ def test_the_database_holds_no_address_and_no_user_agent(
         "/hits.gif?page=/", headers={"User-Agent": "Secret-Agent/7"}
     )
     everything = repr(
-        [list(table.select().dicts()) for table in models.Table.__subclasses__()]
+        [list(table.select().dicts()) for table in Table.__subclasses__()]
     )
     assert "Secret" not in everything
     assert "198.51.100" not in everything
@@ -673,7 +674,7 @@ def test_a_bad_request_gets_an_image_too(
 
 @pytest.mark.parametrize("path", IMAGES)
 def test_without_a_database_there_is_still_an_image(desk: Desk, path: str) -> None:
-    models.database.drop_tables([models.Page, models.Hit])
+    current().engine.drop_tables([Page, Hit])
     answer = desk.client.simulate_get(
         path, params={"page": "/"}, headers={"User-Agent": CHROME}
     )
@@ -698,7 +699,7 @@ def test_a_beacon_may_carry_credentials_for_a_listed_origin(desk: Desk) -> None:
 
 def test_large_counts_have_commas(desk: Desk) -> None:
     hit(desk, "/about")
-    models.execute("UPDATE page SET hits = 1234567 WHERE page = ?", "/about")
+    execute("UPDATE page SET hits = 1234567 WHERE page = ?", "/about")
     badge = desk.client.simulate_get("/hits.svg?page=/about&count=false")
     assert "hits: 1,234,567" in texts(badge.text)
     shield = desk.client.simulate_get("/hits/shield?page=/about")
@@ -707,5 +708,5 @@ def test_large_counts_have_commas(desk: Desk) -> None:
 
 def test_an_unknown_page_is_not_counted_and_nobody_was_there(desk: Desk) -> None:
     assert Hit.count("/never", "a-hash", NOON) is None
-    assert models.execute("SELECT count(*) FROM visitor").fetchone()[0] == 0
+    assert execute("SELECT count(*) FROM visitor").fetchone()[0] == 0
     assert Hit.select().count() == 0

@@ -14,20 +14,13 @@ from typing import Any
 import pytest
 import trustme
 
+from frontdesk.links import BadLinkError, Links
+from frontdesk.mailjet import LogTransport, Mailjet, RefusedReplyTo
+from frontdesk.outbox import KeysRefused, NoAnswer, Refused, TryLater
 from frontdesk.settings import Address, Settings, Window
-from mail import (
-    MAX_RETRY_AFTER,
-    BadLinkError,
-    KeysRefused,
-    Links,
-    LogTransport,
-    Mailjet,
-    NoAnswer,
-    Refused,
-    RefusedReplyTo,
-    TryLater,
-)
-from models import DAY, Delivery, Message
+from frontdesk.tables import DAY
+from mail import MAX_RETRY_AFTER
+from models import Delivery, Message
 from tests.conftest import NOON, ROOT, Clock, Desk, free_port
 from tests.standin import Answer, Request, StandIn, success
 
@@ -178,7 +171,7 @@ def test_the_digest_lists_what_was_held_with_links_that_deliver(
     )
     assert desk.drain() == []
     clock.advance(DAY)
-    desk.app.outbox.daily_round()
+    desk.app.outbox.go_round()
     [digest] = desk.drain()
     assert digest["To"] == [{"Email": "owner@site.example"}]
     assert digest["Subject"] == "[site.example] 1 message held as spam"
@@ -402,7 +395,8 @@ def test_a_certificate_of_a_stranger_is_never_accepted(
 
 SENDS = """
 import sys
-from mail import Mailjet, TryLater
+from frontdesk.mailjet import Mailjet
+from frontdesk.outbox import TryLater
 try:
     Mailjet(("public", "private"), sys.argv[1]).send({"Subject": "Hello"})
 except TryLater:

@@ -16,8 +16,18 @@ from peewee import IntegrityError
 from playhouse.schema_diff import diff_models
 
 import models
-from frontdesk.settings import Window, sqlite_path
-from models import DAY, GroupCommit, Message, Receipt, Setting, Subscriber, Tally
+from frontdesk.counter import OTHER_PAGES
+from frontdesk.database import (
+    GroupCommit,
+    SqliteEngine,
+    current,
+    execute,
+    open_database,
+)
+from frontdesk.limits import RateLimits
+from frontdesk.settings import Window
+from frontdesk.tables import DAY, Setting, Tally, day_of, hour_of, prepare
+from models import Message, Receipt, Subscriber, Verdict
 from tests.conftest import NOON, ROOT, Clock, Desk, delete_limits
 
 SECONDS = 20  # bounds what only a failing test waits for
@@ -26,24 +36,35 @@ SECONDS = 20  # bounds what only a failing test waits for
 @pytest.fixture
 def opened(database_url: str) -> Iterator[str]:
     """An opened database, and its URL."""
-    models.open_database(database_url, sqlite_path(database_url), threads=8)
+    database = open_database(database_url, threads=8)
+    prepare(database)
     yield database_url
-    models.close_database()
+    database.close()
+
+
+@pytest.fixture
+def limits(opened: str) -> Iterator[RateLimits]:
+    """The rate limits of an opened database."""
+    limits = RateLimits(current())
+    yield limits
+    limits.close()
 
 
 def in_threads(count: int, work: Callable[[int], None]) -> None:
     """Do a work in so many threads that start together; raise what one raised."""
     ready = threading.Barrier(count)
     errors: list[BaseException] = []
+    database = current()
 
     def run(n: int) -> None:
+        database.enter()
         try:
             ready.wait(SECONDS)
             work(n)
         except BaseException as error:
             errors.append(error)
         finally:
-            models.hang_up()
+            current().hang_up()
 
     threads = [threading.Thread(target=run, args=(n,)) for n in range(count)]
     for thread in threads:
@@ -73,7 +94,7 @@ class Committing:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.db = models.SqliteFile(path)
+        self.db = SqliteEngine(path)
         self.db.execute_sql("CREATE TABLE t (n INTEGER PRIMARY KEY)")
         self.write = GroupCommit(self.db)
 
@@ -229,7 +250,7 @@ def test_many_threads_agree_on_a_setting(opened: str) -> None:
 
 def test_a_tally_stops_at_its_ceiling(opened: str) -> None:
     def take(name: str = "a", period: str = "p", ceiling: int = 2) -> bool:
-        return bool(models.write(lambda: Tally.take(name, period, ceiling)))
+        return Tally.spend(name, period, ceiling)
 
     assert [take(), take(), take()] == [True, True, False]
     assert take(period="q")
@@ -243,7 +264,7 @@ def test_a_tally_is_exact_in_many_threads(opened: str) -> None:
 
     def work(n: int) -> None:
         for _ in range(5):
-            taken.append(models.write(lambda: Tally.take("a", "p", 17)))
+            taken.append(Tally.spend("a", "p", 17))
 
     in_threads(8, work)
     assert sum(taken) == 17
@@ -251,7 +272,7 @@ def test_a_tally_is_exact_in_many_threads(opened: str) -> None:
 
 def test_a_receipt_belongs_to_the_first_until_it_expires(opened: str) -> None:
     def claim(message_id: str, now: float, key: str = "k") -> str:
-        return str(models.write(lambda: Receipt.claim(key, message_id, now, 600)))
+        return Receipt.claim(key, message_id, now, 600)
 
     assert claim("first", NOON) == "first"
     assert claim("second", NOON + 599) == "first"
@@ -270,11 +291,7 @@ def test_of_many_equal_submissions_one_is_stored(desk: Desk) -> None:
     ids: list[str | None] = []
 
     def work(n: int) -> None:
-        ids.append(
-            Message.receive(
-                values, lambda echoes: models.Judgement(), keys={"same": 600}, now=NOON
-            )
-        )
+        ids.append(Message.receive(values, Verdict(), keys={"same": 600}, now=NOON))
 
     in_threads(8, work)
     assert len(ids) == 8
@@ -304,8 +321,8 @@ def test_a_mailbox_has_one_key(
 BURST = (Window(5, 60), Window(8, 3600))
 
 
-def test_a_burst_then_one_at_a_time(opened: str) -> None:
-    take = models.limits.take
+def test_a_burst_then_one_at_a_time(limits: RateLimits) -> None:
+    take = limits.take
     verdicts = [take("k", BURST[:1], NOON) for _ in range(6)]
     assert [v.allowed for v in verdicts] == [True] * 5 + [False]
     assert [v.left[0][0] for v in verdicts] == [4, 3, 2, 1, 0, 0]
@@ -316,34 +333,34 @@ def test_a_burst_then_one_at_a_time(opened: str) -> None:
     assert take("other", BURST[:1], NOON).allowed
 
 
-def test_a_refused_request_spends_of_no_window(opened: str) -> None:
+def test_a_refused_request_spends_of_no_window(limits: RateLimits) -> None:
     for _ in range(5):
-        assert models.limits.take("k", BURST, NOON).allowed
+        assert limits.take("k", BURST, NOON).allowed
     for _ in range(50):
-        assert not models.limits.take("k", BURST, NOON).allowed
+        assert not limits.take("k", BURST, NOON).allowed
     # Three of the hour's eight are left, whatever was refused meanwhile.
-    allowed = [models.limits.take("k", BURST, NOON + 60).allowed for _ in range(5)]
+    allowed = [limits.take("k", BURST, NOON + 60).allowed for _ in range(5)]
     assert allowed == [True, True, True, False, False]
 
 
-def test_a_look_spends_nothing(opened: str) -> None:
+def test_a_look_spends_nothing(limits: RateLimits) -> None:
     for _ in range(20):
-        assert models.limits.take("k", BURST, NOON, spend=False).allowed
-    assert models.limits.take("k", BURST, NOON).left[0][0] == 4
+        assert limits.take("k", BURST, NOON, spend=False).allowed
+    assert limits.take("k", BURST, NOON).left[0][0] == 4
 
 
 SPENDS = """
 import sys, threading
-import models
-from frontdesk.settings import Window, sqlite_path
-url = sys.argv[1]
-models.open_database(url, sqlite_path(url), threads=4)
+from frontdesk.database import open_database
+from frontdesk.limits import RateLimits
+from frontdesk.settings import Window
+limits = RateLimits(open_database(sys.argv[1], threads=4))
 print("ready", flush=True)
 sys.stdin.readline()
 allowed = []
 def work():
     for i in range(60):
-        if models.limits.take(f"key {i % 10}", (Window(5, 60),), 1.8e9).allowed:
+        if limits.take(f"key {i % 10}", (Window(5, 60),), 1.8e9).allowed:
             allowed.append(i)
 threads = [threading.Thread(target=work) for _ in range(4)]
 [t.start() for t in threads]
@@ -380,18 +397,17 @@ def test_limits_are_exact_over_processes_and_threads(database_url: str) -> None:
 
 def test_the_limits_of_a_file_survive_a_restart(database_url: str) -> None:
     for expected in ([True] * 5, [False]):
-        models.open_database(database_url, sqlite_path(database_url), threads=2)
-        took = [
-            models.limits.take("k", BURST[:1], NOON).allowed
-            for _ in range(len(expected))
-        ]
+        database = open_database(database_url, threads=2)
+        limits = RateLimits(database)
+        took = [limits.take("k", BURST[:1], NOON).allowed for _ in expected]
         assert took == expected
-        models.close_database()
+        limits.close()
+        database.close()
 
 
-def test_who_is_refused_spends_nothing(opened: str) -> None:
+def test_who_is_refused_spends_nothing(limits: RateLimits) -> None:
     windows = (Window(5, 60), Window(1, 3600))
-    take = models.limits.take
+    take = limits.take
     assert take("k", windows, NOON).allowed
     for _ in range(9):
         assert take("k", windows, NOON).retry_after == 3600
@@ -399,22 +415,24 @@ def test_who_is_refused_spends_nothing(opened: str) -> None:
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_a_limits_file_that_is_tidied_away_is_made_anew(opened: str) -> None:
-    assert models.limits.take("k", (Window(1, 60),), NOON).allowed
-    models.limits.close()
-    delete_limits(sqlite_path(opened))
-    verdicts = [models.limits.take("k", (Window(1, 60),), NOON) for _ in range(2)]
+def test_a_limits_file_that_is_tidied_away_is_made_anew(limits: RateLimits) -> None:
+    path = current().path
+    assert path is not None
+    assert limits.take("k", (Window(1, 60),), NOON).allowed
+    limits.close()
+    delete_limits(path)
+    verdicts = [limits.take("k", (Window(1, 60),), NOON) for _ in range(2)]
     assert [verdict.allowed for verdict in verdicts] == [True, False]
 
 
-def test_what_is_not_limited_any_more_is_forgotten(opened: str) -> None:
+def test_what_is_not_limited_any_more_is_forgotten(limits: RateLimits) -> None:
     for n in range(20):
-        models.limits.take(f"k{n}", BURST[:1], NOON)
-    models.limits.sweep(NOON + 5)
+        limits.take(f"k{n}", BURST[:1], NOON)
+    limits.sweep(NOON + 5)
     count = "SELECT count(*) FROM bucket"
-    assert models.limits._execute(count).fetchone()[0] == 20
-    models.limits.sweep(NOON + 13)
-    assert models.limits._execute(count).fetchone()[0] == 0
+    assert limits.execute(count).fetchone()[0] == 20
+    limits.sweep(NOON + 13)
+    assert limits.execute(count).fetchone()[0] == 0
 
 
 # --- migrations ------------------------------------------------------------------
@@ -440,9 +458,8 @@ def no_schema(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 MIGRATES = """
 import sys
-import models
-from frontdesk.settings import sqlite_path
-models.migrate(sys.argv[1], sqlite_path(sys.argv[1]))
+from frontdesk.database import open_database
+open_database(sys.argv[1]).migrate()
 """
 
 
@@ -450,28 +467,29 @@ def test_eight_processes_make_one_schema(no_schema: str) -> None:
     processes = [python(MIGRATES, no_schema) for _ in range(8)]
     outs = [process.communicate(timeout=120)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * 8, outs
-    models.open_database(no_schema, sqlite_path(no_schema), threads=2)
+    database = open_database(no_schema, threads=2)
+    database.enter()
     try:
-        applied = models.execute("SELECT name FROM schema_migration").fetchall()
+        applied = execute("SELECT name FROM schema_migration").fetchall()
         names = sorted(
             path.stem for path in (ROOT / "frontdesk" / "migrations").glob("0*.py")
         )
         assert sorted(name for (name,) in applied) == names
-        assert models.schema_version() == names[-1]
-        assert models.Page.totals(models.OTHER_PAGES) == (0, 0)
+        assert database.schema_version() == names[-1]
+        assert models.Page.totals(OTHER_PAGES) == (0, 0)
     finally:
-        models.close_database()
+        database.close()
 
 
 def test_migrating_again_keeps_everything(opened: str) -> None:
     Setting.once("kept", "value")
     for _ in range(2):
-        models.migrate(opened, sqlite_path(opened))
+        current().migrate()
     assert Setting.get_value("kept") == "value"
 
 
 def test_the_schema_is_what_the_models_say(opened: str) -> None:
-    diff = diff_models(models.database.obj, models.Table.__subclasses__())
+    diff = diff_models(current().engine, models.TABLES)
     # Partial indexes are the migration's own.
     by_hand = {index.name for index in diff.drop_indexes}
     assert by_hand == {"delivery_due", "message_held", "message_echo"}
@@ -482,19 +500,16 @@ def test_the_schema_is_what_the_models_say(opened: str) -> None:
 
 
 def test_expired_receipts_and_old_tallies_are_deleted(opened: str) -> None:
-    def job() -> None:
-        Receipt.claim("old", "m", NOON, 600)
-        Receipt.claim("new", "m", NOON + 40 * DAY, 600)
-        Tally.take("digests", models.day_of(NOON), 1)
-        Tally.take("held", models.hour_of(NOON), 1)
-        Tally.take("held", models.hour_of(NOON + 40 * DAY), 1)
-        Tally.take("pages", "", 1)
-
-    models.write(job)
+    Receipt.claim("old", "m", NOON, 600)
+    Receipt.claim("new", "m", NOON + 40 * DAY, 600)
+    Tally.spend("digests", day_of(NOON), 1)
+    Tally.spend("held", hour_of(NOON), 1)
+    Tally.spend("held", hour_of(NOON + 40 * DAY), 1)
+    Tally.spend("pages", "", 1)
     models.clean_up(NOON + 40 * DAY, 0)
     assert [row.key for row in Receipt.select()] == ["new"]
     assert sorted((row.name, row.period) for row in Tally.select()) == [
-        ("held", models.hour_of(NOON + 40 * DAY)),
+        ("held", hour_of(NOON + 40 * DAY)),
         ("pages", ""),
     ]
 

@@ -11,9 +11,10 @@ import falcon.testing
 import pytest
 
 import models
+from frontdesk.links import Links
 from frontdesk.settings import Window, sqlite_path
-from mail import Links
-from models import DAY, Delivery, Subscriber
+from frontdesk.tables import DAY, iso
+from models import Delivery, Subscriber
 from tests.conftest import NOON, Clock, Desk
 
 EMAIL = "ada@example.com"
@@ -135,7 +136,7 @@ def test_a_post_of_the_link_confirms(desk: Desk, clock: Clock) -> None:
     assert answer.status_code == 200
     [row] = desk.subscribers()
     assert row["status"] == "confirmed"
-    assert row["confirmed_at"] == models.iso(NOON + 3600)
+    assert row["confirmed_at"] == iso(NOON + 3600)
 
 
 def test_confirming_again_is_harmless(desk: Desk, clock: Clock) -> None:
@@ -330,7 +331,7 @@ def test_after_leaving_only_the_hash_of_the_address_remains(desk: Desk) -> None:
     assert row["mailbox"] == models.mailbox_key("ada.lovelace@example.com")
     [exported] = desk.subscribers()
     assert exported["email"] is None
-    assert exported["left_at"] == models.iso(NOON)
+    assert exported["left_at"] == iso(NOON)
 
 
 def test_a_pending_address_can_leave_too(desk: Desk) -> None:
@@ -691,9 +692,9 @@ def test_the_consent_is_recorded(desk: Desk, clock: Clock) -> None:
             "email": None,
             "name": None,
             "status": "left",
-            "asked_at": models.iso(NOON),
-            "confirmed_at": models.iso(NOON + 60),
-            "left_at": models.iso(NOON + 120),
+            "asked_at": iso(NOON),
+            "confirmed_at": iso(NOON + 60),
+            "left_at": iso(NOON + 120),
             "page": "https://site.example/blog/",
         }
     ]
@@ -722,7 +723,7 @@ def test_pending_rows_are_purged_after_thirty_days(desk: Desk, clock: Clock) -> 
 def test_the_daily_round_purges_pending_rows(desk: Desk, clock: Clock) -> None:
     asked(desk)
     clock.advance(31 * DAY)
-    desk.app.outbox.daily_round()
+    desk.app.outbox.go_round()
     assert rows() == []
 
 

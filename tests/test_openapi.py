@@ -17,11 +17,11 @@ import requests
 import schemathesis
 import yaml
 
-import models
 from api import Frontdesk, create_app
 from frontdesk import forms
+from frontdesk.database import current
+from frontdesk.links import Links
 from frontdesk.settings import Settings, Window
-from mail import Links
 from tests.conftest import FULL, NOON, ROOT, TOKEN, Mailbox
 
 EXAMPLES = 2000 if FULL else 200
@@ -75,7 +75,6 @@ def app(
 ) -> Iterator[Frontdesk]:
     path = tmp_path_factory.mktemp("openapi") / "frontdesk.db"
     url = f"sqlite:///{path}"
-    models.migrate(url, path)
     settings = Settings(
         database_url=url,
         secret_keys=(KEY,),
@@ -84,8 +83,10 @@ def app(
         hits_limit=PLENTY,
         admin_token=TOKEN,
     )
-    yield create_app(settings, clock=Ticking(), transport=mailbox)
-    models.close_database()
+    app = create_app(settings, clock=Ticking(), transport=mailbox)
+    yield app
+    app.service.limits.store.close()
+    app.service.database.close()
 
 
 @pytest.fixture(scope="module")
@@ -107,8 +108,7 @@ def url(app: Frontdesk) -> Iterator[str]:
 
         def serve() -> None:
             server.serve_forever()
-            models.database.close()  # this thread's own connection
-            models.limits.close()
+            current().hang_up()  # this thread's own connection
 
         thread = threading.Thread(target=serve)
         thread.start()

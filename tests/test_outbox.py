@@ -11,23 +11,23 @@ from typing import Any
 
 import pytest
 
-import models
-from frontdesk.settings import Window
-from mail import (
+from frontdesk.database import current, execute
+from frontdesk.mailjet import TIMEOUT, Mailjet
+from frontdesk.outbox import (
     BACKOFF,
     LEASE,
     PAUSE,
-    TIMEOUT,
-    Composer,
     KeysRefused,
-    Links,
-    Mailjet,
     NoAnswer,
     Outbox,
     Refused,
     TryLater,
 )
-from models import DAY, Delivery, Message, Subscriber
+from frontdesk.settings import Window
+from frontdesk.tables import DAY
+from mail import Composer, handlers
+from models import Delivery, Message, Subscriber
+from owner import Daily
 from tests.conftest import NOON, Clock, Desk, Mailbox
 from tests.standin import Answer, Request, StandIn, success
 
@@ -56,9 +56,12 @@ def waiting() -> list[dict[str, Any]]:
 def another_outbox(desk: Desk, transport: Any = None) -> tuple[Outbox, Any]:
     """Return a second worker's outbox on the same database."""
     transport = transport or Mailbox()
-    links = Links(desk.settings.secret_keys, desk.settings.public_url, desk.clock)
-    composer = Composer(desk.settings, links)
-    return Outbox(desk.settings, composer, transport, desk.clock), transport
+    service = desk.app.service
+    composer = Composer(desk.settings, service.links)
+    hand_over = handlers(desk.settings, composer, transport)
+    rounds = [Daily(desk.settings, service.limits)]
+    outbox = Outbox(service.database, Delivery, hand_over, rounds, desk.clock)
+    return outbox, transport
 
 
 def failing(desk: Desk, error: Exception | None) -> None:
@@ -76,21 +79,21 @@ def failed_tries(desk: Desk, error: Exception) -> list[float]:
 
 
 def test_a_message_and_its_mail_are_one_transaction(desk: Desk) -> None:
-    models.execute("ALTER TABLE delivery RENAME TO gone")
+    execute("ALTER TABLE delivery RENAME TO gone")
     answer = desk.post("/contact", {"email": EMAIL, "message": "Hello"})
     assert answer.status_code == 503
     assert Message.select().count() == 0
-    models.execute("ALTER TABLE gone RENAME TO delivery")
+    execute("ALTER TABLE gone RENAME TO delivery")
     # The failed one was not remembered as a double submission either.
     write(desk)
     assert len(desk.drain()) == 1
 
 
 def test_a_sign_up_and_its_mail_are_one_transaction(desk: Desk) -> None:
-    models.execute("ALTER TABLE delivery RENAME TO gone")
+    execute("ALTER TABLE delivery RENAME TO gone")
     assert desk.post("/newsletter", {"email": EMAIL}).status_code == 503
     assert Subscriber.select().count() == 0
-    models.execute("ALTER TABLE gone RENAME TO delivery")
+    execute("ALTER TABLE gone RENAME TO delivery")
     desk.post("/newsletter", {"email": EMAIL})
     assert len(desk.drain()) == 1
 
@@ -318,7 +321,7 @@ def test_many_outboxes_send_everything_once(desk: Desk) -> None:
     def work(outbox: Outbox) -> None:
         ready.wait(SECONDS)
         outbox.drain()
-        models.database.close()
+        current().hang_up()
 
     threads = [threading.Thread(target=work, args=(outbox,)) for outbox, _ in pairs]
     for thread in threads:
@@ -423,17 +426,17 @@ def test_stopping_lets_a_delivery_finish(
 def test_an_outbox_survives_a_database_in_trouble(
     desk: Desk, ticking: Callable[[Any], Outbox], caplog: pytest.LogCaptureFixture
 ) -> None:
-    models.execute("ALTER TABLE delivery RENAME TO gone")
+    execute("ALTER TABLE delivery RENAME TO gone")
     outbox = ticking(Gate())
     outbox.nudge()
     closing(outbox)
-    models.execute("ALTER TABLE gone RENAME TO delivery")
+    execute("ALTER TABLE gone RENAME TO delivery")
 
 
 def test_a_daily_round_that_fails_keeps_no_mail_waiting(
     desk: Desk, ticking: Callable[[Any], Outbox]
 ) -> None:
-    models.execute("ALTER TABLE visitor RENAME TO gone")
+    execute("ALTER TABLE visitor RENAME TO gone")
     gate = Gate()
     gate.may.set()
     outbox = ticking(gate)
@@ -442,7 +445,7 @@ def test_a_daily_round_that_fails_keeps_no_mail_waiting(
         outbox.nudge()
         assert gate.asked.acquire(timeout=SECONDS)
     closing(outbox)
-    models.execute("ALTER TABLE gone RENAME TO visitor")
+    execute("ALTER TABLE gone RENAME TO visitor")
 
 
 # --- the contact list ------------------------------------------------------------
@@ -506,26 +509,26 @@ def test_the_digest_comes_once_a_day_for_all_workers(desk: Desk, clock: Clock) -
     hold(desk, "one")
     hold(desk, "two")
     other, _ = another_outbox(desk)
-    desk.app.outbox.daily_round()
+    desk.app.outbox.go_round()
     assert desk.drain() == []  # today is not over
     clock.advance(DAY)
     for _ in range(2):
-        desk.app.outbox.daily_round()
-        other.daily_round()
+        desk.app.outbox.go_round()
+        other.go_round()
     [digest] = desk.drain()
     assert "2 messages held" in digest["Subject"]
     clock.advance(DAY)
-    desk.app.outbox.daily_round()
+    desk.app.outbox.go_round()
     assert len(desk.drain()) == 1  # nothing new was held
 
 
 def test_a_restart_brings_no_second_digest(desk: Desk, clock: Clock) -> None:
     hold(desk, "one")
     clock.advance(DAY)
-    desk.app.outbox.daily_round()
+    desk.app.outbox.go_round()
     hold(desk, "later")
     restarted, _ = another_outbox(desk)
-    restarted.daily_round()
+    restarted.go_round()
     assert len(desk.drain()) == 1
 
 
@@ -537,10 +540,10 @@ def test_the_daily_round_deletes_old_messages(
     desk.drain()
     clock.advance(10 * DAY - 60)
     write(desk, "new")
-    desk.app.outbox.daily_round()
+    desk.app.outbox.go_round()
     assert len(desk.messages()) == 2
     clock.advance(DAY)
-    desk.app.outbox.daily_round()
+    desk.app.outbox.go_round()
     assert [row["message"] for row in desk.messages()] == ["new"]
 
 

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from peewee import SqliteDatabase
 
 import models
+from frontdesk.counter import Hit
+from frontdesk.database import current, execute
 from frontdesk.settings import VERSION, Window
-from models import DAY, Delivery, Message, Receipt, Subscriber
-from tests.conftest import NOON, TOKEN, Clock, Desk, limit_pages
+from frontdesk.tables import DAY, Setting, Table, day_of, iso
+from models import Delivery, Message, Receipt, Subscriber
+from tests.conftest import NOON, TOKEN, Clock, Desk, limit_pages, migrate
 
 EMAIL = "ada@example.com"
 FOR_OWNER = [
@@ -168,7 +170,7 @@ def test_health_tells_no_secrets(desk: Desk) -> None:
 
 @pytest.mark.parametrize("table", ["delivery", "setting"])
 def test_health_is_503_when_the_database_fails(desk: Desk, table: str) -> None:
-    models.execute(f"ALTER TABLE {table} RENAME TO gone")
+    execute(f"ALTER TABLE {table} RENAME TO gone")
     answer = desk.client.simulate_get("/health")
     assert answer.status_code == 503
     assert int(answer.headers["retry-after"]) > 0
@@ -179,8 +181,8 @@ def test_health_is_503_when_the_database_fails(desk: Desk, table: str) -> None:
 @contextmanager
 def full_disk() -> Iterator[None]:
     """Let the SQLite file grow no further, and have no page to spare."""
-    models.execute("VACUUM")
-    (pages,) = models.execute("PRAGMA page_count").fetchone()
+    execute("VACUUM")
+    (pages,) = execute("PRAGMA page_count").fetchone()
     limit_pages(pages)
     try:
         yield
@@ -223,7 +225,7 @@ def test_messages_are_exported_whole(desk: Desk, clock: Clock) -> None:
     assert isinstance(first.pop("spam_reasons"), list)
     assert first == {
         "id": message_id,
-        "received_at": models.iso(NOON),
+        "received_at": iso(NOON),
         "name": "Ada",
         "email": EMAIL,
         "subject": "Hallo",
@@ -231,7 +233,7 @@ def test_messages_are_exported_whole(desk: Desk, clock: Clock) -> None:
         "fields": {"colour": "blue"},
         "page": "",
         "held": False,
-        "mailed_at": models.iso(NOON + 1),
+        "mailed_at": iso(NOON + 1),
     }
     assert second["id"] == held.json["id"]
     assert (second["held"], second["mailed_at"]) == (True, None)
@@ -266,7 +268,7 @@ def test_there_are_no_other_exports(desk: Desk, name: str) -> None:
     assert desk.owner("GET", f"/export/{name}").status_code == 404
 
 
-def fill(table: type[models.Table], rows: list[dict[str, Any]]) -> None:
+def fill(table: type[Table], rows: list[dict[str, Any]]) -> None:
     for start in range(0, len(rows), 100):
         table.insert_many(rows[start : start + 100]).execute()
 
@@ -297,7 +299,7 @@ def test_an_export_of_several_chunks_has_each_row_once(desk: Desk, count: int) -
         {"page": f"/{n % 7}", "day": f"2026-01-{n // 7:03}", "hits": n, "visitors": 0}
         for n in range(count)
     ]
-    fill(models.Hit, hits)
+    fill(Hit, hits)
     exported = desk.owner("GET", "/export/messages.json").json
     assert [row["email"] for row in exported] == [
         f"a{n}@example.com" for n in range(count)
@@ -338,7 +340,7 @@ def test_no_cell_of_a_csv_is_a_formula(desk: Desk, text: str) -> None:
 
 
 def test_a_formula_in_a_visitors_page_is_defused_too(desk: Desk) -> None:
-    fill(models.Hit, [{"page": "=1+1", "day": "2026-01-01", "hits": 3, "visitors": 2}])
+    fill(Hit, [{"page": "=1+1", "day": "2026-01-01", "hits": 3, "visitors": 2}])
     [row] = csv.DictReader(io.StringIO(desk.owner("GET", "/export/hits.csv").text))
     assert row == {"page": "'=1+1", "date": "2026-01-01", "hits": "3", "visitors": "2"}
 
@@ -359,14 +361,14 @@ def test_subscribers_and_hits_are_exported(desk: Desk) -> None:
             "email": EMAIL,
             "name": "Ada",
             "status": "pending",
-            "asked_at": models.iso(NOON),
+            "asked_at": iso(NOON),
             "confirmed_at": None,
             "left_at": None,
             "page": "",
         }
     ]
     assert desk.owner("GET", "/export/hits.json").json == [
-        {"page": "/about", "date": models.day_of(NOON), "hits": 1, "visitors": 1}
+        {"page": "/about", "date": day_of(NOON), "hits": 1, "visitors": 1}
     ]
 
 
@@ -396,7 +398,7 @@ def test_a_service_runs_on_its_backup(
     write(desk)
     copy = tmp_path / "restored.db"
     copy.write_bytes(desk.owner("GET", "/export/backup.sqlite3").content)
-    models.migrate(f"sqlite:///{copy}", copy)
+    migrate(f"sqlite:///{copy}")
     restored = make_desk(database_url=f"sqlite:///{copy}")
     assert [row["email"] for row in restored.messages()] == [EMAIL]
     assert len(restored.drain()) == 1  # the outbox came with it
@@ -434,7 +436,7 @@ def test_erasing_a_person_leaves_nothing_of_them(desk: Desk) -> None:
     assert (again.json["messages"], again.json["subscribers"]) == (0, 0)
     everything = [
         str(list(table.select().dicts()))
-        for table in (Message, Subscriber, Delivery, Receipt, models.Setting)
+        for table in (Message, Subscriber, Delivery, Receipt, Setting)
     ]
     assert "ada@" not in " ".join(everything).lower()  # "ada" alone can be in a hash
 
@@ -537,7 +539,7 @@ def test_the_doctor_says_what_to_mend(
     assert answer.json["ok"] is False
     assert found["allowed_origins"] is found["public_url"] is False
     assert found["outbox"] is False
-    sqlite = isinstance(models.database.obj, SqliteDatabase)
+    sqlite = current().is_sqlite
     assert found["database"] is not sqlite
 
 

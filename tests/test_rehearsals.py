@@ -23,8 +23,10 @@ from typing import Any
 import pytest
 import requests
 
-import models
+from frontdesk.counter import Page
+from frontdesk.database import current, execute
 from frontdesk.settings import sqlite_path
+from frontdesk.tables import DAY, Setting, day_of
 from tests.conftest import (
     ROOT,
     TOKEN,
@@ -305,12 +307,16 @@ def test_a_platform_that_lacks_something_says_what_and_ends(
 
 
 def count(table: str) -> int:
-    return int(models.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
+    return int(execute(f"SELECT count(*) FROM {table}").fetchone()[0])
 
 
-def buckets() -> int:
+def buckets(desk: Desk) -> int:
     """Count the rate limits' rows, which SQLite keeps in a file of their own."""
-    return int(models.limits._execute("SELECT count(*) FROM bucket").fetchone()[0])
+    return int(
+        desk.app.service.limits.store.execute("SELECT count(*) FROM bucket").fetchone()[
+            0
+        ]
+    )
 
 
 def a_busy_minute(desk: Desk) -> None:
@@ -326,16 +332,16 @@ def a_busy_minute(desk: Desk) -> None:
 def test_the_daily_round_forgets_the_visitors_of_yesterday(desk: Desk) -> None:
     a_busy_minute(desk)
     assert (count("visitor"), count("receipt"), count("delivery")) == (3, 3, 0)
-    assert buckets() > 0
-    yesterday = models.day_of(desk.clock.now)
-    assert models.Setting.get_value(f"salt {yesterday}") is not None
+    assert buckets(desk) > 0
+    yesterday = day_of(desk.clock.now)
+    assert Setting.get_value(f"salt {yesterday}") is not None
 
-    desk.clock.advance(models.DAY)
-    desk.app.outbox.daily_round()
+    desk.clock.advance(DAY)
+    desk.app.outbox.go_round()
 
-    assert (count("visitor"), count("receipt"), buckets()) == (0, 0, 0)
-    assert models.Setting.get_value(f"salt {yesterday}") is None
-    assert models.Page.totals("/about") == (3, 3)  # the numbers stay
+    assert (count("visitor"), count("receipt"), buckets(desk)) == (0, 0, 0)
+    assert Setting.get_value(f"salt {yesterday}") is None
+    assert Page.totals("/about") == (3, 3)  # the numbers stay
     assert count("message") == 3
 
 
@@ -344,32 +350,32 @@ def test_messages_are_kept_for_as_long_as_the_owner_says(
 ) -> None:
     desk = make_desk(retention_days=30)
     a_busy_minute(desk)
-    desk.clock.advance(29 * models.DAY)
+    desk.clock.advance(29 * DAY)
     a_busy_minute(desk)
-    desk.app.outbox.daily_round()
+    desk.app.outbox.go_round()
     assert count("message") == 6
-    desk.clock.advance(2 * models.DAY)
-    desk.app.outbox.daily_round()
+    desk.clock.advance(2 * DAY)
+    desk.app.outbox.go_round()
     assert count("message") == 3
 
 
 def test_whoever_never_confirms_is_forgotten_after_30_days(desk: Desk) -> None:
     desk.post("/newsletter", {"email": "ada@example.com"})
-    desk.clock.advance(30 * models.DAY)
-    desk.app.outbox.daily_round()
+    desk.clock.advance(30 * DAY)
+    desk.app.outbox.go_round()
     assert count("subscriber") == 1
-    desk.clock.advance(models.DAY)
-    desk.app.outbox.daily_round()
+    desk.clock.advance(DAY)
+    desk.app.outbox.go_round()
     assert count("subscriber") == 0
 
 
 def test_tallies_do_not_pile_up(desk: Desk) -> None:
     for n in range(40):
         desk.post("/newsletter", {"email": f"ada{n}@example.com"})
-        desk.clock.advance(models.DAY)
-        desk.app.outbox.daily_round()
-    oldest = models.execute("SELECT min(period) FROM tally WHERE period <> ''")
-    assert oldest.fetchone()[0] >= models.day_of(desk.clock.now - 31 * models.DAY)
+        desk.clock.advance(DAY)
+        desk.app.outbox.go_round()
+    oldest = execute("SELECT min(period) FROM tally WHERE period <> ''")
+    assert oldest.fetchone()[0] >= day_of(desk.clock.now - 31 * DAY)
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -382,8 +388,8 @@ def test_the_clean_up_keeps_nobody_waiting_while_a_backup_is_read(desk: Desk) ->
         a_busy_minute(desk)
 
         def clean() -> None:
-            desk.app.outbox.daily_round()
-            models.close_database()  # this thread's connections
+            desk.app.outbox.go_round()
+            current().close()  # this thread's connections
 
         cleaning = threading.Thread(target=clean)
         cleaning.start()

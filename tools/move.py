@@ -16,20 +16,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # run as a file
 
-import models
-from frontdesk.settings import sqlite_path
+from frontdesk.database import Database, StorageError, open_database
+from models import TABLES, Delivery
 
-TABLES: tuple[Any, ...] = (
-    models.Setting,
-    models.Tally,
-    models.Receipt,
-    models.Message,
-    models.Subscriber,
-    models.Delivery,
-    models.Page,
-    models.Hit,
-    models.Visitor,
-)
 ROWS = 500  # in memory at a time
 
 
@@ -37,7 +26,7 @@ class MoveError(Exception):
     """A reason not to move."""
 
 
-TROUBLE: tuple[type[Exception], ...] = (MoveError, OSError, *models.StorageError)
+TROUBLE: tuple[type[Exception], ...] = (MoveError, OSError, *StorageError)
 
 
 def move(source_url: str, target_url: str) -> dict[str, int]:
@@ -45,16 +34,13 @@ def move(source_url: str, target_url: str) -> dict[str, int]:
 
     Raises MoveError when the target is not empty, or has other counts afterwards.
     """
-    path = sqlite_path(source_url)
-    if path is not None and not path.exists():
-        raise MoveError(f"there is no {path}")
-    models.migrate(source_url, path)  # the same schema on both sides
-    models.migrate(target_url, sqlite_path(target_url))
-    source, target = (
-        models.connect(url, sqlite_path(url), threads=1)
-        for url in (source_url, target_url)
-    )
-    with closing(source), closing(target), source.atomic(), target.atomic():
+    source, target = open_database(source_url), open_database(target_url)
+    if source.path is not None and not source.path.exists():
+        raise MoveError(f"there is no {source.path}")
+    for database in (source, target):
+        database.migrate()  # the same schema on both sides
+    engines = source.engine, target.engine
+    with closing(source), closing(target), engines[0].atomic(), engines[1].atomic():
         lived_in = counts(target)
         if any(lived_in[name] for name in ("setting", "message", "subscriber", "hit")):
             raise MoveError("the target is not empty")
@@ -66,27 +52,25 @@ def move(source_url: str, target_url: str) -> dict[str, int]:
         return after
 
 
-def copy(table: Any, source: Any, target: Any) -> None:
+def copy(table: Any, source: Database, target: Database) -> None:
     """Copy a table's rows, and the number that its next one gets."""
-    table.delete().bind(target).execute()  # what the migrations put there
-    rows = table.select().tuples().bind(source).iterator()
+    table.delete().bind(target.engine).execute()  # what the migrations put there
+    rows = table.select().tuples().bind(source.engine).iterator()
     fields = table._meta.sorted_fields
     while chunk := list(islice(rows, ROWS)):
-        table.insert_many(chunk, fields).bind(target).execute()
-    if table is models.Delivery and not models.is_sqlite(target):
-        target.execute_sql(
+        table.insert_many(chunk, fields).bind(target.engine).execute()
+    if table is Delivery and not target.is_sqlite:
+        target.execute(
             "SELECT setval(pg_get_serial_sequence('delivery', 'id'), "
             "(SELECT max(id) FROM delivery)) FROM delivery LIMIT 1"
         )
 
 
-def counts(database: Any) -> dict[str, int]:
+def counts(database: Database) -> dict[str, int]:
     """Return how many rows each table has."""
-    result = {}
-    for table in TABLES:
-        with table.bind_ctx(database):
-            result[table._meta.table_name] = table.select().count()
-    return result
+    names = [table._meta.table_name for table in TABLES]
+    count = "SELECT count(*) FROM "
+    return {name: database.execute(count + name).fetchone()[0] for name in names}
 
 
 def main(arguments: list[str]) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
-from mail import Links
+from frontdesk.links import Links
 from tests.browser.conftest import EXAMPLE, SECRET, Audit, Desk, Site, Tab
 
 OpenDesk = Callable[..., Desk]

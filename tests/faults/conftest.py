@@ -16,10 +16,11 @@ from http.client import HTTPConnection, HTTPException, HTTPMessage
 from pathlib import Path
 from typing import Any, TypeVar
 
-import models
 from api import create_app
+from frontdesk.mailjet import Mailjet
+from frontdesk.outbox import LEASE
 from frontdesk.settings import Address, Settings
-from mail import LEASE, Mailjet
+from models import Delivery
 from tests.conftest import FULL, Server
 from tests.standin import StandIn
 
@@ -184,9 +185,9 @@ def deliver_rest(database_url: str, path: Path | None, mailjet: StandIn) -> None
     app = create_app(settings, clock=lambda: time.time() + later, transport=transport)
     try:
         app.outbox.drain()
-        assert models.Delivery.summary(time.time())["waiting"] == 0
+        assert Delivery.summary(time.time())["waiting"] == 0
     finally:
-        models.close_database()
+        app.service.database.close()
 
 
 @contextmanager

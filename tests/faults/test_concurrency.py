@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from playhouse.migrations import Runner
 
-import models
-from frontdesk.settings import sqlite_path
+from frontdesk.database import open_database
+from frontdesk.limits import LimitsFile
 from tests.conftest import ROOT, Desk, Server, mail_settings
 from tests.faults.conftest import (
     NO_LIMITS,
@@ -62,14 +62,14 @@ def test_mixed_writes_are_all_stored_and_none_is_locked_out(
 
 # Forked when all is imported, so that they really meet.
 STARTING = """
-import os, sys, playhouse.migrations, psycopg, models
-from frontdesk import settings
+import os, sys, playhouse.migrations, psycopg
+from frontdesk.database import open_database
 url = sys.argv[1]
 children = []
 for _ in range(8):
     child = os.fork()
     if not child:
-        models.migrate(url, settings.sqlite_path(url))
+        open_database(url).migrate()
         os._exit(0)
     children.append(child)
 sys.exit(any(os.waitpid(child, 0)[1] for child in children))
@@ -101,13 +101,11 @@ def test_processes_that_start_at_once_make_the_schema_once(
 
 @contextmanager
 def opened(url: str) -> Iterator[Any]:
-    db = models.connect(url, sqlite_path(url), 1)
+    database = open_database(url)
     try:
-        yield db
+        yield database.engine
     finally:
-        db.close()
-        if sqlite_path(url) is None:
-            db.close_all()
+        database.close()
 
 
 def test_servers_that_start_at_once_on_one_file_all_serve(
@@ -182,7 +180,7 @@ def test_after_retry_after_the_next_request_passes_and_not_earlier(desk: Desk) -
 @pytest.fixture
 def limits_path(tmp_path: Path) -> Iterator[Path]:
     """Where the limits of this test's SQLite file are kept; gone afterwards."""
-    path = Path(models.LimitsFile(tmp_path / "frontdesk.db").database)
+    path = LimitsFile(tmp_path / "frontdesk.db").path
     yield path
     if path.is_dir():
         path.rmdir()

@@ -14,8 +14,8 @@ import pytest
 from peewee import OperationalError
 from playhouse.pool import PooledPostgresqlDatabase
 
-import models
-from frontdesk.settings import sqlite_path
+from frontdesk.database import SqliteEngine, SqliteFile, current, execute
+from frontdesk.tables import DAY
 from tests.conftest import TOKEN, Desk, Server, limit_pages, serving
 from tests.faults.conftest import (
     NO_LIMITS,
@@ -42,17 +42,17 @@ def assert_not_stored(status: int, headers: Any, body: Any) -> None:
 def snapshot() -> dict[str, Any]:
     """Return what the visitors' tables hold."""
     counts = {
-        name: models.execute(f"SELECT count(*) FROM {name}").fetchone()[0]
+        name: execute(f"SELECT count(*) FROM {name}").fetchone()[0]
         for name in ("message", "delivery", "receipt", "subscriber", "visitor")
     }
     for name in ("page", "hit"):
         sql = f"SELECT sum(hits), sum(visitors) FROM {name}"
-        counts[name] = tuple(n or 0 for n in models.execute(sql).fetchone())
+        counts[name] = tuple(n or 0 for n in execute(sql).fetchone())
     state = "SELECT id, mailed_at, released_at, held_at FROM message ORDER BY id"
-    counts["messages"] = models.execute(state).fetchall()
+    counts["messages"] = execute(state).fetchall()
     state = "SELECT id, cycle, email, confirmed_at, left_at, mailed FROM subscriber"
-    counts["subscribers"] = models.execute(f"{state} ORDER BY id").fetchall()
-    models.release()
+    counts["subscribers"] = execute(f"{state} ORDER BY id").fetchall()
+    current().release()
     return counts
 
 
@@ -66,7 +66,7 @@ def test_a_full_file_refuses_whole_requests_and_recovers(
     desk = make_desk(contact_limit=(), newsletter_limit=(), hits_limit=())
     get_health = desk.client.simulate_get
     for cycle in range(size(10, 100)):
-        limit_pages(models.execute("PRAGMA page_count").fetchone()[0])
+        limit_pages(execute("PRAGMA page_count").fetchone()[0])
         answer = desk.post(*contact(BIG + str(cycle)))
         while answer.status_code == 200:
             answer = desk.post(*contact(BIG))
@@ -81,7 +81,7 @@ def test_a_full_file_refuses_whole_requests_and_recovers(
         limit_pages(2**30)
         assert desk.post(*contact(BIG)).status_code == 200
         assert get_health("/health").status_code == 200
-    assert models.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    assert execute("PRAGMA integrity_check").fetchone() == ("ok",)
     assert len(desk.drain()) == len(desk.messages())
 
 
@@ -288,19 +288,14 @@ def failing_desk(make_desk: Callable[..., Desk], database_url: str) -> Iterator[
     desk = make_desk(
         contact_limit=(), newsletter_limit=(), hits_limit=(), mailjet_list_id="7"
     )
-    models.close_database()
-    path = sqlite_path(database_url)
-    if path is not None:
-        failing: Any = models.SqliteFile(path, factory=FailingConnection)
-        limits: Any = models.LimitsFile(path)
+    database = desk.app.service.database
+    database.close()
+    if isinstance(database, SqliteFile):
+        database.use(SqliteEngine(database.path, factory=FailingConnection))
     else:
         url = database_url.replace("postgres://", "postgresql://")
-        failing = FailingPostgres(url, prefer_psycopg3=True, max_connections=4)
-        limits = models.connect(database_url, None, 1)
-    models.use(failing, limits)
+        database.engine = FailingPostgres(url, prefer_psycopg3=True, max_connections=4)
     yield desk
-    if path is None:
-        limits.close_all()
 
 
 def mailed(desk: Desk, purpose: str) -> str:
@@ -312,8 +307,8 @@ def mailed(desk: Desk, purpose: str) -> str:
 
 def held(desk: Desk, purpose: str) -> str:
     desk.post("/contact", {**contact()[1], "_gotcha": "x"})
-    desk.clock.advance(models.DAY)
-    desk.app.outbox.daily_round()
+    desk.clock.advance(DAY)
+    desk.app.outbox.go_round()
     [url] = [w for w in desk.drain()[-1]["TextPart"].split() if f"/{purpose}/" in w]
     return str(url.removeprefix("https://desk.example"))
 

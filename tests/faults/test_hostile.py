@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from frontdesk.database import execute
 from frontdesk.server import READ_SECONDS
 from tests.conftest import Desk, Server, serving
 from tests.faults.conftest import (
@@ -308,10 +309,8 @@ def test_a_mutated_body_is_stored_whole_or_refused_in_the_contracts_shape(
 
 
 def count(table: str) -> int:
-    import models
-
     sums = "sum(hits)" if table == "hit" else "count(*)"
-    return models.execute(f"SELECT {sums} FROM {table}").fetchone()[0] or 0
+    return execute(f"SELECT {sums} FROM {table}").fetchone()[0] or 0
 
 
 def assert_error_shape(body: dict[str, object]) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-import models
-from mail import KeysRefused, TryLater
+from frontdesk.outbox import KeysRefused, TryLater
+from models import Delivery
 from tests.conftest import Desk, Server, mail_settings
 from tests.faults.conftest import call, contact, eventually, size
 from tests.standin import StandIn
@@ -39,7 +39,7 @@ def test_messages_of_an_outage_are_all_delivered_afterwards_once(
     for _ in range(2 * 24 - len(ids) // 60):
         assert desk.drain() == []
         desk.clock.advance(HOUR)
-    summary = models.Delivery.summary(desk.clock.now)
+    summary = Delivery.summary(desk.clock.now)
     assert (summary["waiting"], summary["dead"]) == (len(ids), 0)
 
     desk.mailbox.fail = lambda message: None
@@ -48,7 +48,7 @@ def test_messages_of_an_outage_are_all_delivered_afterwards_once(
         desk.clock.advance(HOUR)
     times = Counter(mail["CustomID"] for mail in desk.mailbox.mails)
     assert times == Counter(ids)
-    assert models.Delivery.summary(desk.clock.now)["waiting"] == 0
+    assert Delivery.summary(desk.clock.now)["waiting"] == 0
     assert all(message["mailed_at"] for message in desk.messages())
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from models import DAY
+from frontdesk.tables import DAY
 from tests.conftest import Desk, Server, mail_settings
 from tests.faults.conftest import (
     NO_LIMITS,

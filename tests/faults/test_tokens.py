@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from frontdesk.tables import DAY
 from mail import CONFIRM_SECONDS
-from models import DAY
 from tests.conftest import Desk
 from tests.faults.conftest import size
 
@@ -30,7 +30,7 @@ def tokens(desk: Desk) -> dict[str, str]:
     desk.post("/contact", form)
     desk.drain()
     desk.clock.advance(DAY)
-    desk.app.outbox.daily_round()
+    desk.app.outbox.go_round()
     text = "\n".join(mail["TextPart"] for mail in desk.drain())
     urls = [word for word in text.split() if word.startswith("https://desk.example/")]
     return {
@@ -118,7 +118,7 @@ def test_an_unsubscribe_link_works_after_five_years(desk: Desk) -> None:
     assert desk.post(PATHS["confirm"] + good["confirm"], {}).status_code == 200
     for _ in range(10):
         desk.clock.advance(DAY * 365 / 2)
-        desk.app.outbox.daily_round()
+        desk.app.outbox.go_round()
     answer = desk.client.simulate_post(
         PATHS["unsubscribe"] + good["unsubscribe"], body="List-Unsubscribe=One-Click"
     )

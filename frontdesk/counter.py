@@ -1,0 +1,157 @@
+"""The hit counter's tables: pages, their hits of each day, and today's visitors."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Callable
+from datetime import date, timedelta
+from functools import lru_cache
+
+from peewee import BigIntegerField, CompositeKey, TextField
+
+from frontdesk.database import IGNORE, current, execute, insert, transaction
+from frontdesk.tables import Setting, Table, Tally, day_of
+
+OTHER_PAGES = "/(other)"
+
+
+class Page(Table):
+    """A page's hits and visitors of all days."""
+
+    page = TextField(primary_key=True)
+    hits = BigIntegerField()
+    visitors = BigIntegerField()
+
+    class Meta:
+        without_rowid = True
+
+    @classmethod
+    def totals(cls, page: str) -> tuple[int, int]:
+        """Return (hits, visitors), both 0 for a page that was never counted."""
+        row = execute("SELECT hits, visitors FROM page WHERE page = ?", page).fetchone()
+        return (row[0], row[1]) if row else (0, 0)
+
+    @classmethod
+    def admit(cls, page: str, spend: Callable[[], bool], max_pages: int) -> str:
+        """Add a page; return the one that counts, /(other) where there is no room.
+
+        spend spends the client's allowance of new pages, and tells whether it had one.
+        """
+        return page if spend() and cls._add(page, max_pages) else OTHER_PAGES
+
+    @staticmethod
+    @transaction
+    def _add(page: str, max_pages: int) -> bool:
+        row = {"page": page, "hits": 0, "visitors": 0}
+        if not insert("page", row, conflict=IGNORE):  # somebody was faster
+            return True
+        if Tally.spend("pages", "", max_pages):
+            return True
+        execute("DELETE FROM page WHERE page = ?", page)
+        return False
+
+
+class Hit(Table):
+    """A page's hits and visitors of one day."""
+
+    page = TextField()
+    day = TextField()
+    hits = BigIntegerField()
+    visitors = BigIntegerField()
+
+    class Meta:
+        primary_key = CompositeKey("page", "day")
+        without_rowid = True
+
+    @staticmethod
+    @transaction
+    def count(page: str, visitor: str | None, now: float) -> tuple[int, int] | None:
+        """Count one hit and return the page's (hits, visitors).
+
+        visitor is the daily keyed hash of a browser (see Visitor), or None when an
+        image proxy hides it. None comes back, and nothing is counted, for a page that
+        was never admitted.
+        """
+        day, new = day_of(now), 0
+        if visitor is not None:
+            sql = (
+                "INSERT INTO visitor (day, hash) SELECT ?, ? WHERE EXISTS "
+                "(SELECT 1 FROM page WHERE page = ?) ON CONFLICT DO NOTHING"
+            )
+            new = execute(sql, day, visitor, page).rowcount
+        totals = execute(
+            "UPDATE page SET hits = hits + 1, visitors = visitors + ? "
+            "WHERE page = ? RETURNING hits, visitors",
+            new,
+            page,
+        ).fetchone()
+        if totals is None:
+            return None
+        execute(
+            "INSERT INTO hit (page, day, hits, visitors) VALUES (?, ?, 1, ?) "
+            "ON CONFLICT (page, day) DO UPDATE SET hits = hit.hits + 1, "
+            "visitors = hit.visitors + excluded.visitors",
+            page,
+            day,
+            new,
+        )
+        return totals[0], totals[1]
+
+    @classmethod
+    def days(cls, page: str, days: int, now: float) -> list[tuple[str, int, int]]:
+        """Return (day, hits, visitors) for the last days, oldest first, gaps as 0."""
+        wanted = _days_until(day_of(now), days)
+        rows = execute(
+            "SELECT day, hits, visitors FROM hit WHERE page = ? AND day >= ?",
+            page,
+            wanted[0],
+        ).fetchall()
+        counted = {row[0]: (row[1], row[2]) for row in rows}
+        return [(day, *counted.get(day, (0, 0))) for day in wanted]
+
+
+@lru_cache(maxsize=16)
+def _days_until(last: str, days: int) -> list[str]:
+    end = date.fromisoformat(last)
+    return [(end - timedelta(n)).isoformat() for n in range(days - 1, -1, -1)]
+
+
+class Visitor(Table):
+    """Who was on a page today, as a hash that nobody can undo tomorrow."""
+
+    day = TextField()
+    hash = TextField()
+
+    class Meta:
+        primary_key = CompositeKey("day", "hash")
+        without_rowid = True
+
+    @staticmethod
+    def key(page: str, address: str, user_agent: str, now: float) -> str:
+        """Return the keyed hash of a browser on a page, of this UTC day."""
+        day = day_of(now)
+        known, salt = current().salt
+        if known != day:
+            salt = rotate_salt(day)
+        digest = hashlib.blake2b(key=salt, digest_size=12)
+        digest.update("\0".join((page, address, user_agent)).encode())
+        return digest.hexdigest()
+
+
+def rotate_salt(day: str) -> bytes:
+    """Return the salt of a day; delete those of earlier days, and their hashes."""
+    salt = bytes.fromhex(Setting.once(f"salt {day}", secrets.token_hex(32)))
+    _forget_visitors_before(day)
+    current().salt = (day, salt)
+    return salt
+
+
+@transaction
+def _forget_visitors_before(day: str) -> None:
+    execute(
+        # No LIKE: psycopg takes a percent sign for a parameter.
+        "DELETE FROM setting WHERE substr(name, 1, 5) = 'salt ' AND name < ?",
+        f"salt {day}",
+    )
+    execute("DELETE FROM visitor WHERE day < ?", day)

@@ -1,0 +1,469 @@
+"""One database of an application: connections, the one writer, migrations.
+
+A thread works for one application at a time and enters() its database; the tables and
+the functions execute(), insert() and @transaction speak to the one that the calling
+thread has entered, so that several applications may live in one process.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import sqlite3
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from functools import cache, partial, wraps
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from peewee import DatabaseError, InterfaceError, OperationalError, SqliteDatabase
+
+from frontdesk.settings import sqlite_path
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# What a database that is full, gone or broken raises; sqlite3's own errors come from
+# statements that go past peewee (see SqliteFile.execute).
+StorageError: tuple[type[Exception], ...] = (
+    DatabaseError,
+    InterfaceError,
+    sqlite3.Error,
+)
+
+SQLITE_PRAGMAS = {
+    "journal_mode": "wal",
+    # An acknowledged message survives a power cut: each commit is synced.
+    "synchronous": "full",
+    # Each thread has a connection: the default of 2 MB each adds up.
+    "cache_size": -512,
+    "journal_size_limit": 16 * 2**20,
+}
+TURN_SECONDS = 5  # that a write waits at most for the writes of other threads
+BUSY_SECONDS = 2.5  # that it then waits for another process that writes
+POSTGRES_LOCK = 7245114  # any number, the same in every version: who migrates holds it
+
+MIGRATIONS = Path(__file__).with_name("migrations")
+NEWEST_APPLIED = "SELECT max(name) FROM schema_migration"
+
+_entered: ContextVar[Database] = ContextVar("database")
+
+
+def current() -> Database:
+    """Return the database that this thread has entered."""
+    return _entered.get()
+
+
+def execute(sql: str, *params: object) -> Any:
+    """Run one statement, with ``?`` for parameters, and return its cursor."""
+    return _entered.get().execute(sql, *params)
+
+
+def insert(table: str, row: Mapping[str, object], conflict: str = "") -> bool:
+    """Insert one row without the query builder's cost; tell whether one was written."""
+    sql = _insert_sql(table, tuple(row), conflict)
+    return bool(execute(sql, *row.values()).rowcount)
+
+
+@cache
+def _insert_sql(table: str, columns: tuple[str, ...], conflict: str) -> str:
+    marks = ", ".join("?" * len(columns))
+    names = ", ".join(columns)
+    return f"INSERT INTO {table} ({names}) VALUES ({marks}) {conflict}"  # noqa: S608
+
+
+IGNORE = "ON CONFLICT DO NOTHING"
+
+
+def transaction(work: Callable[P, T]) -> Callable[P, T]:
+    """Run a function in one transaction; within another one, as a part of that.
+
+    It returns after the commit. It may run twice, because a group of transactions
+    that fails is done again one by one: it must have no effect but on the database.
+    """
+
+    @wraps(work)
+    def in_transaction(*args: P.args, **kwargs: P.kwargs) -> T:
+        database = _entered.get()
+        if database.in_transaction():
+            return work(*args, **kwargs)
+        return database.write(partial(work, *args, **kwargs))
+
+    return in_transaction
+
+
+class Database:
+    """What SQLite and Postgres have in common."""
+
+    engine: Any  # peewee's database
+    path: Path | None = None  # of a SQLite file
+    row_lock = ""  # what a SELECT says to lock the row that it finds
+
+    def __init__(self) -> None:
+        # Known to all workers through the database; see tables.py and counter.py.
+        self.hash_key = b""
+        self.salt: tuple[str, bytes] = ("", b"")
+
+    def enter(self) -> None:
+        """Make this the database of the calling thread."""
+        _entered.set(self)
+
+    @property
+    def is_sqlite(self) -> bool:
+        """Tell whether this is a SQLite file."""
+        return self.path is not None
+
+    def execute(self, sql: str, *params: object) -> Any:
+        """Run one statement, with ``?`` for parameters, and return its cursor."""
+        raise NotImplementedError
+
+    def in_transaction(self) -> bool:
+        """Tell whether the calling thread is within write()."""
+        raise NotImplementedError
+
+    def write(self, work: Callable[[], T]) -> T:
+        """Run a function in a transaction of its own (see transaction())."""
+        raise NotImplementedError
+
+    def migrate(self) -> None:
+        """Create or update the schema; of several who try at once, one does."""
+        raise NotImplementedError
+
+    def lock_name(self, name: str) -> None:
+        """Within a transaction: keep others out who lock the same name."""
+
+    def release(self) -> None:
+        """Give this thread's connection back, where there is a pool."""
+
+    def hang_up(self) -> None:
+        """Close this thread's connection: the thread is about to end."""
+        self.engine.close()
+
+    def close(self) -> None:
+        """Close what is open; the next statement opens it again."""
+        raise NotImplementedError
+
+    def size(self) -> int:
+        """Return how many bytes the database takes."""
+        raise NotImplementedError
+
+    def tidy(self) -> None:
+        """Do what is good for the database's speed once a day."""
+
+    def schema_version(self) -> str:
+        """Return the name of the newest migration that was applied."""
+        return str(self.execute(NEWEST_APPLIED).fetchone()[0])
+
+    def _is_current(self) -> bool:
+        newest = max(path.stem for path in MIGRATIONS.glob("[0-9]*.py"))
+        try:
+            return self.schema_version() >= newest
+        except StorageError:  # there is no such table yet
+            return False
+
+    def _run_migrations(self) -> None:
+        from playhouse.migrations import Runner  # 12 ms, 2 MB: for a change only
+
+        Runner(self.engine, str(MIGRATIONS)).up()
+
+
+def open_database(url: str, threads: int = 1) -> Database:
+    """Return the database behind a DATABASE_URL; nothing is connected yet."""
+    path = sqlite_path(url)
+    return SqliteFile(path) if path is not None else PostgresServer(url, threads)
+
+
+# --- SQLite ----------------------------------------------------------------------
+
+
+class SqliteEngine(SqliteDatabase):
+    """A SQLite file: a connection for each thread, and one that does all writes.
+
+    SQLite drops a connection's page cache when another connection has written. One
+    connection for all writes of a process thus still knows its pages at its next turn.
+    """
+
+    def __init__(self, path: Path | str, **more: Any) -> None:
+        options: dict[str, Any] = {
+            "pragmas": SQLITE_PRAGMAS,
+            "timeout": BUSY_SECONDS,
+            **more,
+        }
+        super().__init__(str(path), lock_type="IMMEDIATE", **options)
+        self._writer = SqliteDatabase(
+            str(path), thread_safe=False, check_same_thread=False, **options
+        )
+        self._here = threading.local()
+
+    def connection(self) -> Any:
+        """Return this thread's connection; within writing(), the writer."""
+        return self.writer() or super().connection()  # type: ignore[no-untyped-call]
+
+    def writer(self) -> Any:
+        """Return the writer's connection within writing(), else None."""
+        return getattr(self._here, "writer", None)
+
+    def cursor(self, named_cursor: Any = None) -> Any:
+        """Return a cursor of connection()."""
+        return self.connection().cursor()
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Do what this thread does meanwhile in one transaction of the writer.
+
+        One thread at a time. The lock is taken at once: a transaction that has read
+        before it writes cannot wait for it (SQLITE_BUSY_SNAPSHOT).
+        """
+        writer: Any = self._writer.connection()  # type: ignore[no-untyped-call]
+        writer.execute("BEGIN IMMEDIATE")
+        self._here.writer = writer
+        try:
+            yield
+            writer.execute("COMMIT")
+        except BaseException:
+            with suppress(sqlite3.Error):
+                if writer.in_transaction:  # a full disk has rolled it back already
+                    writer.execute("ROLLBACK")
+            if writer.in_transaction:  # of no use any more
+                self._writer.close()
+            raise
+        finally:
+            self._here.writer = None
+
+    def close_all(self) -> None:
+        """Close this thread's connection and the writer."""
+        self.close()
+        self._writer.close()
+
+
+class _Job:
+    __slots__ = ("done", "error", "result", "work")
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        self.work = work
+        self.done = False
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+
+class GroupCommit:
+    """Writes to SQLite, one at a time and many to a commit.
+
+    SQLite has one writer and syncs the disk at each commit. The first thread that
+    gets its turn commits everything queued by then in one transaction; each caller
+    returns only after the commit that holds its own work. When a batch fails, its
+    jobs are done again one by one, so that a bad job fails alone.
+    """
+
+    def __init__(
+        self, engine: SqliteEngine, turn_seconds: float = TURN_SECONDS
+    ) -> None:
+        self._engine = engine
+        self._turn_seconds = turn_seconds
+        self._queue: list[_Job] = []
+        self._queued = threading.Lock()
+        self._turn = threading.Lock()
+
+    def __call__(self, work: Callable[[], T]) -> T:
+        """Run a job and return its result; raises what it raised, after a rollback.
+
+        Raises OperationalError when its turn does not come in time: it has not run.
+        """
+        job = _Job(work)
+        with self._queued:
+            self._queue.append(job)
+        if not self._turn.acquire(timeout=self._turn_seconds):
+            self._give_up(job)
+        else:
+            try:
+                if not job.done:
+                    self._commit()
+            finally:
+                self._turn.release()
+        if not job.done:  # the leader died with it
+            raise OperationalError("not committed")
+        if job.error is not None:
+            raise job.error
+        return job.result  # type: ignore[no-any-return]
+
+    def _give_up(self, job: _Job) -> None:
+        """Take a job out of the queue; one that is being done is waited for."""
+        with self._queued:
+            if job in self._queue:
+                self._queue.remove(job)
+                return
+        with self._turn:
+            pass
+
+    def _commit(self) -> None:
+        with self._queued:
+            batch, self._queue = self._queue, []
+        self._run(batch)
+        for job in batch:
+            job.done = True
+
+    def _run(self, batch: list[_Job]) -> None:
+        began = False
+        try:
+            with self._engine.writing():
+                began = True
+                for job in batch:
+                    job.result = job.work()
+        except BaseException as error:  # of the caller whose job it is, no other
+            for job in batch:
+                # Where nothing could begin, waiting once has been enough for all.
+                if began and len(batch) > 1:
+                    self._run([job])
+                else:
+                    job.error = error
+
+
+class SqliteFile(Database):
+    """A SQLite file, and the one writer of this process."""
+
+    path: Path
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self.use(SqliteEngine(path))
+
+    def use(self, engine: SqliteEngine) -> None:
+        """Open the file by this engine from now on."""
+        self.engine = engine
+        self._commit = GroupCommit(engine)
+
+    def execute(self, sql: str, *params: object) -> Any:
+        """Run one statement past peewee, whose cursor costs as much as a short one."""
+        return self.engine.connection().execute(sql, params)
+
+    def in_transaction(self) -> bool:
+        """Tell whether the calling thread is within write()."""
+        return self.engine.writer() is not None
+
+    def write(self, work: Callable[[], T]) -> T:
+        """Run a function in a transaction that it may share with other threads'."""
+        return self._commit(work)
+
+    def migrate(self) -> None:
+        """Create or update the schema under a file lock.
+
+        The lock also covers the switch to WAL, which the busy timeout does not.
+        """
+        with file_lock(self.path.with_name(self.path.name + "-lock")):
+            self.engine.connect(reuse_if_open=True)
+            if not self._is_current():
+                self._run_migrations()
+
+    def close(self) -> None:
+        """Close this thread's connection and the writer.
+
+        Other threads keep theirs: a request must not close the file's last one, since
+        that checkpoints and deletes the WAL, four times a request's own work.
+        """
+        self.engine.close_all()
+
+    def size(self) -> int:
+        """Return how many bytes the file takes when all is checkpointed."""
+        sql = "SELECT page_count * page_size FROM pragma_page_count(), "
+        return int(self.execute(f"{sql} pragma_page_size()").fetchone()[0])
+
+    def tidy(self) -> None:
+        """Bring the query planner's statistics up to date, and the WAL to the file."""
+        # It reads, then writes: only the writer can (SQLITE_BUSY_SNAPSHOT).
+        self.write(lambda: self.execute("PRAGMA optimize"))
+        # Not TRUNCATE: while somebody reads (a backup), it keeps all writers waiting.
+        self.execute("PRAGMA wal_checkpoint(PASSIVE)")
+
+    @contextmanager
+    def backup(self) -> Iterator[Path]:
+        """Yield a consistent copy of the file.
+
+        VACUUM INTO reads one snapshot and keeps no writer waiting.
+        """
+        with tempfile.TemporaryDirectory(prefix="frontdesk-") as folder:
+            copy = Path(folder) / "backup.sqlite3"
+            self.execute("VACUUM INTO ?", str(copy))
+            yield copy
+
+
+@contextmanager
+def file_lock(path: Path) -> Iterator[None]:
+    """Keep out every other process that locks the same file."""
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+# --- Postgres --------------------------------------------------------------------
+
+
+class PostgresServer(Database):
+    """A Postgres database, with a pool of connections."""
+
+    row_lock = " FOR UPDATE"
+
+    def __init__(self, url: str, threads: int) -> None:
+        super().__init__()
+        # psycopg takes 150 ms and 12 MB: it is loaded for Postgres only.
+        from playhouse.pool import PooledPostgresqlDatabase
+
+        # A connection for each thread, the outbox and one to spare.
+        self.engine = PooledPostgresqlDatabase(
+            url.replace("postgres://", "postgresql://", 1),  # peewee knows only this
+            prefer_psycopg3=True,
+            max_connections=threads + 2,
+            stale_timeout=300,
+            timeout=10,
+            connect_timeout=3,
+            # A host that vanished is noticed: all threads wait behind who asks first.
+            keepalives_idle=30,
+            keepalives_interval=5,
+            keepalives_count=3,
+            tcp_user_timeout=10_000,  # ms
+        )
+
+    def execute(self, sql: str, *params: object) -> Any:
+        """Run one statement; psycopg's own mark for a parameter is %s."""
+        return self.engine.execute_sql(sql.replace("?", "%s"), params)
+
+    def in_transaction(self) -> bool:
+        """Tell whether the calling thread is within write()."""
+        return bool(self.engine.transaction_depth())
+
+    def write(self, work: Callable[[], T]) -> T:
+        """Run a function in a transaction of its own: Postgres has many writers."""
+        with self.engine.atomic():
+            return work()
+
+    def migrate(self) -> None:
+        """Create or update the schema under an advisory lock."""
+        self.engine.connect(reuse_if_open=True)
+        if self._is_current():
+            return
+        with self.engine.atomic():
+            self.execute("SELECT pg_advisory_xact_lock(?)", POSTGRES_LOCK)
+            self._run_migrations()
+
+    def lock_name(self, name: str) -> None:
+        """Within a transaction: keep others out who lock the same name.
+
+        A row that does not exist yet cannot be locked itself.
+        """
+        self.execute("SELECT pg_advisory_xact_lock(hashtext(?))", name)
+
+    def release(self) -> None:
+        """Give this thread's connection back to the pool."""
+        if not self.engine.is_closed():
+            self.engine.close()
+
+    def close(self) -> None:
+        """Close this thread's connection and the pool's idle ones."""
+        self.engine.close_all()
+
+    def size(self) -> int:
+        """Return how many bytes the database takes on the server's disk."""
+        sql = "SELECT pg_database_size(current_database())"
+        return int(self.execute(sql).fetchone()[0])
