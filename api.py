@@ -306,16 +306,18 @@ class Contact(Resource):
 
     @staticmethod
     def _keys(req: Request, contact: ContactForm) -> dict[str, int]:
-        """Return what tells that a submission is a repeat, and for how many seconds."""
-        client = client_key(req.context.client)
+        """Return what tells that a submission is a repeat, and for how many seconds.
+
+        An Idempotency-Key counts with the same content only: a page may have put the
+        same key into all that it sends, and nothing must be lost to that.
+        """
+        content = _content(contact)
         keys: dict[str, int] = {}
         if key := req.get_header("Idempotency-Key"):
-            # Of one sender only: somebody else's key may be the same by chance. Either
-            # will do, since a phone changes networks between two tries.
-            for sender in (contact.email, client):
-                keys[keyed_hash("key", sender, key)] = IDEMPOTENCY_SECONDS
-        body = keyed_hash("body", client, *_content(contact))
-        return {**keys, body: DUPLICATE_BODY_SECONDS}
+            keys[keyed_hash("key", key, *content)] = IDEMPOTENCY_SECONDS
+        client = client_key(req.context.client)
+        keys[keyed_hash("body", client, *content)] = DUPLICATE_BODY_SECONDS
+        return keys
 
     def _ask(
         self,

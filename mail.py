@@ -12,7 +12,7 @@ from frontdesk.mailjet import RefusedReplyTo, Transport
 from frontdesk.outbox import Handler
 from frontdesk.settings import Address, Settings
 from frontdesk.tables import DAY, Tally, day_of, iso
-from models import Message, Subscriber
+from models import UNSENT, Message, Subscriber
 
 CONFIRM_SECONDS = 7 * DAY
 DIGEST_ITEMS = 50
@@ -53,8 +53,9 @@ class Composer:
 
     def confirm(self, ref: str) -> dict[str, Any] | None:
         """Return the confirmation mail; nothing in it was typed by a visitor."""
-        subscriber = Subscriber.get_or_none(Subscriber.id == ref)
-        if subscriber is None or subscriber.status != "pending":
+        row_id = ref.removeprefix(UNSENT)
+        subscriber = Subscriber.get_or_none(Subscriber.id == row_id)
+        if subscriber is None:
             return None
         cycle = [subscriber.id, subscriber.cycle]
         unsubscribe_url = self._links.url("unsubscribe", subscriber.id)
@@ -72,7 +73,8 @@ class Composer:
             "List-Unsubscribe": f"<{unsubscribe_url}>",
             "List-Unsubscribe-Post": "List-Unsubscribe=One-Click",
         }
-        return mail
+        # Composed in any case: its time must not tell what is known of an address.
+        return mail if ref == row_id and subscriber.status == "pending" else None
 
     def digest(self, ref: str) -> dict[str, Any] | None:
         """Return the owner's list of what was held."""

@@ -16,6 +16,7 @@ from peewee import BigAutoField, BooleanField, DoubleField, IntegerField, TextFi
 
 from frontdesk.counter import Hit, Page, Visitor, rotate_salt
 from frontdesk.database import current, execute, insert, transaction
+from frontdesk.mailboxes import folded, is_large
 from frontdesk.tables import (
     DAY,
     UNLIMITED,
@@ -37,6 +38,7 @@ CONFIRM_HOURLY = 3600
 CONFIRM_WINDOW = 30 * DAY
 CONFIRM_PER_WINDOW = 3
 PENDING_SECONDS = 30 * DAY
+UNSENT = "-"  # before what a delivery refers to: compose it, and send nothing
 CONSENT = "confirmation mail, wording of 2026-11"
 
 
@@ -309,22 +311,22 @@ class Subscriber(Table):
         now: float,
         mails_per_day: int,
     ) -> None:
-        """Sign an address up: write a confirmation mail unless it had its share.
+        """Sign an address up: queue a confirmation mail unless it had its share.
 
-        What else was typed is kept with a mail only: without one nothing can follow.
+        client: the network (/24 or /48) that asks. What else was typed is kept with a
+        mail only: without one nothing can follow. A confirmed address stays as it is.
 
-        A confirmed address stays as it is. The time of the answer does not tell what
-        is known of an address: the same statements run, but for one that a mail costs,
-        and all sync the disk once.
+        Neither rows nor time tell what is known of an address. The same statements
+        run: where nothing is to be mailed, a delivery is queued that is composed and
+        not sent, and tallies are counted that SQLite writes and syncs even where the
+        row stays as it was.
         """
         mailbox = mailbox_key(email)
-        subscriber_id, cycle = new_id(now), secrets.token_hex(4)
-
         current().lock_name(mailbox)
         row = cls._locked("mailbox", mailbox) or cls(
-            id=subscriber_id,
+            id=new_id(now),
             mailbox=mailbox,
-            cycle=cycle,
+            cycle=secrets.token_hex(4),
             email=email,
             page="",
             client=client,
@@ -333,28 +335,28 @@ class Subscriber(Table):
             mailed="[]",
         )
         may_ask = row.status != "confirmed" and row.refused_at is None
-        if may_ask and row._queue_mail(now, mails_per_day):
+        if may_ask and row._queue_mail(email, client, now, mails_per_day):
             # A link confirms the very address that it was mailed to.
             if row.status == "left" or row.email != email:
-                row.cycle = cycle
+                row.cycle = secrets.token_hex(4)
             row.email, row.name = email, name
             row.page, row.client = page, client
             row.wording, row.asked_at = CONSENT, now
             row.gone_at = row.left_at or row.gone_at
             row.left_at = row.confirmed_at = None
-        else:  # SQLite would write nothing where a row stays as it is
-            Tally.spend("sign-ups without a mail", day_of(now), UNLIMITED)
+        else:
+            _count_unmailed(email, client, now)
+            Delivery.add("confirm", f"{UNSENT}{row.id}", now)
         row._store()
 
     @classmethod
     @transaction
     def ask_again(cls, subscriber_id: str, now: float, mails_per_day: int) -> None:
-        """Write a new confirmation mail to a pending address, within its share."""
-
+        """Queue a new confirmation mail to a pending address, within its share."""
         row = cls._locked("id", subscriber_id)
         if row is not None and row.status == "pending":
             row.asked_at = now
-            row._queue_mail(now, mails_per_day)
+            row._queue_mail(row.email, row.client, now, mails_per_day)
             row._store()
 
     @classmethod
@@ -421,16 +423,20 @@ class Subscriber(Table):
         """Write the row, new or not; save() takes 118 us to build the statement."""
         insert("subscriber", self.__data__, conflict=_store_again())
 
-    def _queue_mail(self, now: float, mails_per_day: int) -> bool:
+    def _queue_mail(
+        self, email: str, client: str, now: float, mails_per_day: int
+    ) -> bool:
+        """Queue a confirmation mail, and tell whether there was one left to spend."""
         mailed = [t for t in json.loads(self.mailed) if t > now - CONFIRM_WINDOW]
         if len(mailed) >= CONFIRM_PER_WINDOW:
             return False
         if mailed and mailed[-1] > now - CONFIRM_HOURLY:
             return False
-        if not Tally.spend("confirmation mails", day_of(now), mails_per_day):
+        due_at = _spend_mail(email, client, now, mails_per_day)
+        if due_at is None:
             return False
-        self.mailed = json.dumps([*mailed, now])
-        Delivery.add("confirm", self.id, now)
+        self.mailed = json.dumps([*mailed, due_at])
+        Delivery.add("confirm", self.id, now, due_at)
         return True
 
     def as_dict(self) -> dict[str, Any]:
@@ -460,16 +466,42 @@ def count_trapped(now: float) -> None:
     Tally.spend("sign-ups trapped", day_of(now), UNLIMITED)
 
 
-def mailbox_key(email: str) -> str:
-    """Return the keyed hash that spellings of one mailbox share.
+def _spend_mail(
+    email: str, client: str, now: float, mails_per_day: int
+) -> float | None:
+    """Spend one confirmation mail of the first day that has room; return when it is.
 
-    Case is folded, a ``+tag`` and Gmail's dots are dropped.
+    One network, and one domain that is no large provider's, gets a tenth of a day's
+    mails at most: a flood must not take everybody's. What is over is mailed the next
+    day. None: so many wait already that there is no room for a month.
     """
-    local, _, domain = email.casefold().rpartition("@")
-    local = local.partition("+")[0] or local
-    if domain in ("gmail.com", "googlemail.com"):
-        local, domain = local.replace(".", ""), "gmail.com"
-    return keyed_hash("mailbox", f"{local}@{domain}")
+    total, *shared = _tallies("confirmation mails", email, client)
+    share = max(1, mails_per_day // 10)
+    ceilings = {**dict.fromkeys(shared, share), total: mails_per_day}
+    for later in range(0, PENDING_SECONDS, DAY):
+        midnight = now - now % DAY + later
+        if Tally.spend_all(ceilings, day_of(midnight)):
+            return max(now, midnight)
+    return None
+
+
+def _count_unmailed(email: str, client: str, now: float) -> None:
+    names = _tallies("sign-ups without a mail", email, client)
+    Tally.spend_all(dict.fromkeys(names, UNLIMITED), day_of(now))
+
+
+def _tallies(what: str, email: str, client: str) -> list[str]:
+    """Return what a sign-up counts towards: all, its network's, a small domain's."""
+    names = [what, f"{what} {client}"]
+    if not is_large(email):
+        domain = keyed_hash("domain", email.rpartition("@")[2])[:12]
+        names.append(f"{what} {domain}")
+    return names
+
+
+def mailbox_key(email: str) -> str:
+    """Return the keyed hash that spellings of one mailbox share."""
+    return keyed_hash("mailbox", folded(email))
 
 
 # --- outbox ----------------------------------------------------------------------
@@ -493,9 +525,11 @@ class Delivery(Table):
 
     @staticmethod
     @transaction
-    def add(kind: str, ref: str, now: float) -> None:
-        """Queue a delivery; in the transaction of what causes it."""
-        row = {"kind": kind, "ref": ref, "created_at": now, "due_at": now}
+    def add(kind: str, ref: str, now: float, due_at: float | None = None) -> None:
+        """Queue a delivery, in the transaction of what causes it."""
+        # One that is for tomorrow is no backlog: its time counts from then.
+        due_at = now if due_at is None else due_at
+        row = {"kind": kind, "ref": ref, "created_at": due_at, "due_at": due_at}
         insert("delivery", {**row, "attempts": 0})
 
     @classmethod
@@ -622,7 +656,7 @@ def erase(email: str, now: float, sync: bool) -> tuple[int, int]:
     row = Subscriber.get_or_none(Subscriber.mailbox == mailbox_key(email))
     if row is not None:
         Delivery.delete().where(
-            Delivery.kind == "confirm", Delivery.ref == row.id
+            Delivery.kind == "confirm", Delivery.ref.in_([row.id, f"{UNSENT}{row.id}"])
         ).execute()
         if sync and row.status == "confirmed":
             Delivery.add("list", str(row.email), now)

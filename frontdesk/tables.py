@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
@@ -120,6 +121,20 @@ class Tally(Table):
             "WHERE tally.n + excluded.n <= ? RETURNING n"
         )
         return execute(sql, name, period, n, ceiling).fetchone() is not None
+
+    @classmethod
+    @transaction
+    def spend_all(cls, ceilings: Mapping[str, int], period: str) -> bool:
+        """Count one more of each name, or, where one has no room, of none."""
+        spent: list[str] = []
+        for name, ceiling in ceilings.items():
+            if not cls.spend(name, period, ceiling):
+                sql = "UPDATE tally SET n = n - 1 WHERE name = ? AND period = ?"
+                for other in spent:
+                    execute(sql, other, period)
+                return False
+            spent.append(name)
+        return True
 
     @classmethod
     def count(cls, name: str, first: str, last: str) -> int:

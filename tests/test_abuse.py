@@ -701,7 +701,8 @@ def test_a_signup_flood_mails_no_more_than_the_day_allows(
 ) -> None:
     desk = make_desk(confirm_mails_per_day=20)
     for i in range(60):
-        post_from(desk.app, address(i), {"email": f"p{i}@example.com"}, "/newsletter")
+        form = {"email": f"p{i}@{i}.example"}
+        post_from(desk.app, address(i), form, "/newsletter")
     assert len(desk.drain()) == 20
     post_from(desk.app, "192.0.2.1", HONEST)
     assert desk.drain()[-1]["ReplyTo"]["Email"] == "ada@example.com"
@@ -834,9 +835,7 @@ def test_a_signup_costs_the_same_work_whatever_is_known(
     first = {state: ask(i, email) for i, (state, email) in enumerate(states.items())}
     again = {state: ask(i, email) for i, (state, email) in enumerate(states.items())}
     assert len({str(sorted(verbs.items())) for verbs in again.values()}) == 1, again
-    # A mail is one row more in the same commit: once an hour at most.
-    assert first["new"] - again["new"] == Counter(INSERT=1)
-    assert first["pending"] == first["confirmed"] == first["left"] == again["new"]
+    assert len({str(sorted(verbs.items())) for verbs in first.values()}) == 1, first
     if sqlite_path(desk.settings.database_url):
         assert first["new"]["COMMIT"] == again["confirmed"]["COMMIT"] == 1
 
