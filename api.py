@@ -15,6 +15,7 @@ import falcon
 from falcon import Request, Response
 from falcon.media import JSONHandler
 
+import desk
 import hits
 import owner
 from frontdesk import forms
@@ -94,7 +95,7 @@ def create_app(
         RequestLog(),
         Cors(settings.origins),
         ClientAddress(settings),
-        Owner(settings.admin_token, limits),
+        Owner(settings, limits),
         RateLimit(limits),
         Release(database),
     ]
@@ -165,6 +166,8 @@ def routes(service: Service) -> tuple[tuple[str, Resource], ...]:
         ("/hits/shield", hits.Shield(service)),
         ("/health", owner.Health(service)),
         ("/doctor", owner.Doctor(service)),
+        ("/desk", desk.DeskPage(service)),
+        ("/desk/messages/{message_id}", desk.DeskMessage(service)),
         ("/export/backup.sqlite3", owner.Backup(service)),
         ("/export/{name}", owner.Export(service)),
         ("/people/{email:path}", owner.People(service)),

@@ -18,6 +18,7 @@ from falcon import Request, Response
 
 from frontdesk.database import Database
 from frontdesk.forms import Rejected, error
+from frontdesk.languages import marked
 from frontdesk.limits import Limits
 from frontdesk.resources import Resource
 from frontdesk.settings import TWO_LINES, Origins, Settings, origin_of
@@ -237,10 +238,11 @@ class Release:
 
 
 class Owner:
-    """Opens what is for_owner to the admin token only."""
+    """Opens what is for_owner to the admin token, and to the owner's own pages only."""
 
-    def __init__(self, token: str | None, limits: Limits) -> None:
-        self._token = token
+    def __init__(self, settings: Settings, limits: Limits) -> None:
+        self._token = settings.admin_token
+        self._own_origin = origin_of(settings.public_url)
         self._limits = limits
 
     def process_resource(
@@ -248,17 +250,17 @@ class Owner:
     ) -> None:
         """Check the token; without one configured there is nothing here.
 
-        Failures spend the client's limit, and over it nothing is compared: else 429
-        for a wrong token and 200 for the right one would still tell them apart.
+        Raises Rejected: 401, 403, 404, 429. A failure spends the client's limit, and
+        over it nothing is compared: else 429 for a wrong token and 200 for the right
+        one would still tell them apart.
         """
         if not resource.for_owner or req.method == "OPTIONS":
             return
         if self._token is None:
-            raise falcon.HTTPNotFound
-        site = req.get_header("Sec-Fetch-Site")
-        if req.method == "POST" and site in ("cross-site", "same-site"):
-            # A browser that once gave the token as a password gives it to every form.
-            message = "Another site's page cannot do this."
+            message = marked("The owner can open this page by setting ADMIN_TOKEN.")
+            raise error(falcon.HTTP_404, "NOT_FOUND", message)
+        if not self._comes_from_here(req):
+            message = marked("A page of another site cannot open this.")
             raise error(falcon.HTTP_403, "BLOCKED", message)
         client = client_key(req.context.client)
         allowance = self._limits.take("admin", client, spend=False)
@@ -270,9 +272,21 @@ class Owner:
         raise error(
             falcon.HTTP_401,
             "UNAUTHORIZED",
-            "The admin token is missing or wrong.",
+            marked("The admin token is missing or wrong."),
             {"WWW-Authenticate": 'Basic realm="Frontdesk", charset="UTF-8"'},
         )
+
+    def _comes_from_here(self, req: Request) -> bool:
+        """Tell whether no other site's page causes the request.
+
+        A browser that was once given the token as a password adds it to whatever any
+        page makes it ask for.
+        """
+        site = req.get_header("Sec-Fetch-Site")
+        if site is not None:
+            return site in ("same-origin", "none")
+        origin = req.get_header("Origin")
+        return origin is None or origin_of(origin) == self._own_origin
 
 
 def _given_token(req: Request) -> str:

@@ -221,6 +221,18 @@ class Message(Table):
             Delivery.add("contact", message_id, now)
 
     @classmethod
+    def newest(cls, most: int, before: str = "") -> list[Message]:
+        """Return messages, newest first: all, or those older than one (by its id)."""
+        query = cls.select().order_by(cls.id.desc()).limit(most)
+        return list(query.where(cls.id < before) if before else query)
+
+    @classmethod
+    @transaction
+    def erase(cls, message_id: str) -> None:
+        """Delete a message and what waits to be mailed of it; again is harmless."""
+        _erase_messages(cls.id == message_id)
+
+    @classmethod
     def held_since(cls, since: float) -> int:
         """Count the messages held since a time."""
         sql = "SELECT count(*) FROM message WHERE held_at > ?"
@@ -396,6 +408,21 @@ class Subscriber(Table):
             row.email = row.name = None
         row._store()
         return True
+
+    @classmethod
+    def totals(cls) -> dict[str, int]:
+        """Return how many are confirmed, pending and left."""
+        left, confirmed, all_rows = execute(
+            "SELECT count(left_at), count(CASE WHEN left_at IS NULL THEN confirmed_at "
+            "END), count(*) FROM subscriber"
+        ).fetchone()
+        pending = all_rows - left - confirmed
+        return {"confirmed": confirmed, "pending": pending, "left": left}
+
+    @classmethod
+    def newest(cls, most: int) -> list[Subscriber]:
+        """Return who signed up last, newest first."""
+        return list(cls.select().order_by(cls.id.desc()).limit(most))
 
     @classmethod
     def standing(cls, email: str) -> str:
@@ -637,6 +664,14 @@ def _hits_after(last: tuple[str, str] | None) -> list[tuple[Any, dict[str, Any]]
     ).fetchall()
     columns = ("page", "date", "hits", "visitors")
     return [((r[0], r[1]), dict(zip(columns, r, strict=True))) for r in rows]
+
+
+def _erase_messages(condition: Any) -> int:
+    ids = Message.select(Message.id).where(condition)
+    waiting = Delivery.kind == "contact", Delivery.ref.in_(ids)
+    Delivery.delete().where(*waiting).execute()
+    Receipt.delete().where(Receipt.message_id.in_(ids)).execute()
+    return int(Message.delete().where(condition).execute())
 
 
 @transaction

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
 import threading
 import time
@@ -105,7 +106,7 @@ def _as_json(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
 
 def _as_csv(rows: Iterable[dict[str, Any]], columns: list[str]) -> Iterator[str]:
     line = io.StringIO()
-    writer = csv.writer(line)
+    writer = csv.writer(line, quoting=csv.QUOTE_ALL)
     writer.writerow(columns)
     for row in rows:
         writer.writerow(_cell(row[column]) for column in columns)
@@ -115,13 +116,15 @@ def _as_csv(rows: Iterable[dict[str, Any]], columns: list[str]) -> Iterator[str]
     yield line.getvalue()
 
 
+# Where a cell begins: also for a spreadsheet that was told another separator.
+_FORMULA = re.compile(r"(?:\A|(?<=[;,\t\r\n]))(\s*)(?=[=+\-@＝＋－＠])")
+
+
 def _cell(value: Any) -> Any:
     """Return a cell that no spreadsheet takes for a formula (OWASP, CSV injection)."""
     if isinstance(value, (dict, list)):
         value = json.dumps(value, ensure_ascii=False)
-    if isinstance(value, str) and value.lstrip(" ")[:1] in tuple("=+-@\t\r\n＝＋－＠"):
-        return f"'{value}"
-    return value
+    return _FORMULA.sub(r"\1'", value) if isinstance(value, str) else value
 
 
 def _in_chunks(texts: Iterable[str]) -> Iterator[bytes]:

@@ -33,6 +33,15 @@ class Page(Table):
         return (row[0], row[1]) if row else (0, 0)
 
     @classmethod
+    def most_seen(cls, most: int) -> list[tuple[str, int, int]]:
+        """Return (page, hits, visitors) of the pages with the most hits."""
+        sql = (
+            "SELECT page, hits, visitors FROM page WHERE hits > 0 "
+            "ORDER BY hits DESC, page LIMIT ?"
+        )
+        return [tuple(row) for row in execute(sql, most).fetchall()]
+
+    @classmethod
     def admit(cls, page: str, spend: Callable[[], bool], max_pages: int) -> str:
         """Add a page; return the one that counts, /(other) where there is no room.
 

@@ -112,6 +112,32 @@ def test_without_a_token_configured_there_is_nothing(
     assert "www-authenticate" not in answer.headers
 
 
+@pytest.mark.parametrize(("method", "path"), FOR_OWNER)
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+        {"Origin": "https://site.example"},  # allowed for forms, and no page of ours
+        {"Origin": "null"},
+    ],
+    ids=lambda headers: "-".join(*headers.items()),
+)
+def test_another_sites_page_cannot_use_a_saved_password(
+    desk: Desk, method: str, path: str, headers: dict[str, str]
+) -> None:
+    given = {"Authorization": f"Bearer {TOKEN}", **headers}
+    answer = desk.client.simulate_request(method, path, headers=given)
+    assert answer.status_code == 403
+
+
+@pytest.mark.parametrize("site", ["same-origin", "none"])
+def test_our_own_pages_and_typed_addresses_open(desk: Desk, site: str) -> None:
+    headers = {"Authorization": f"Bearer {TOKEN}", "Sec-Fetch-Site": site}
+    answer = desk.client.simulate_get("/export/messages.json", headers=headers)
+    assert answer.status_code == 200
+
+
 def test_after_ten_failures_even_the_right_token_has_to_wait(
     desk: Desk, clock: Clock
 ) -> None:
@@ -337,6 +363,20 @@ def test_no_cell_of_a_csv_is_a_formula(desk: Desk, text: str) -> None:
     for column in ("message", "name", "subject"):
         assert row[column].startswith("'")
         assert row[column][1:] == text.strip()
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize(
+    "text", ["x;=1+1", "x\n=1+1", "x\t@SUM(A1)", "x, -1+1", "a;\n+1"]
+)
+def test_no_cell_is_a_formula_with_another_separator_either(
+    desk: Desk, separator: str, text: str
+) -> None:
+    write(desk, text, name="Ada;=1+1")
+    answer = desk.owner("GET", "/export/messages.csv")
+    for line in answer.text.splitlines():
+        for cell in line.split(separator):
+            assert cell.strip(' "')[:1] not in tuple("=+-@"), cell
 
 
 def test_a_formula_in_a_visitors_page_is_defused_too(desk: Desk) -> None:
