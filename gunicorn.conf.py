@@ -6,8 +6,7 @@ import resource
 import sys
 from pathlib import Path
 
-from frontdesk.server import HAND_BACK_SECONDS
-from frontdesk.server import Threads as worker_class  # noqa: F401 # a setting of gunicorn's
+from frontdesk.server import HAND_BACK_SECONDS, Threads, client_key
 from frontdesk.settings import Settings, SettingsError, sqlite_path
 
 
@@ -32,6 +31,14 @@ if _path is not None:
     # peewee would import the Postgres driver whenever it is installed: 150 ms, 12 MB.
     sys.modules["psycopg"] = None
 from frontdesk.database import StorageError, open_database  # noqa: E402
+
+
+class worker_class(Threads):  # a setting of gunicorn's
+    """Our worker, told whether clients connect to it themselves."""
+
+    if not (_settings.trusted_hops or _settings.client_ip_header):
+        key_of = staticmethod(client_key)
+
 
 wsgi_app = "api:create_app()"
 bind = f"0.0.0.0:{_settings.port}"

@@ -50,6 +50,8 @@ class RequestLog:
         self, req: Request, resp: Response, resource: Any, ok: bool
     ) -> None:
         """Set what every answer carries, and log it."""
+        if not hasattr(req.context, "id"):  # Falcon itself refuses WEBSOCKET, earlier
+            self.process_request(req, resp)
         resp.set_header("X-Request-ID", req.context.id)
         resp.set_header("X-Content-Type-Options", "nosniff")
         resp.set_header("Cache-Control", "no-store")
