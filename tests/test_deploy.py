@@ -6,6 +6,7 @@ import ast
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import tomllib
 from configparser import ConfigParser
@@ -289,6 +290,17 @@ def test_the_unit_sets_only_what_is_read_and_keeps_the_data() -> None:
         "TRUSTED_HOPS": "1",
     }
     assert set(dict(pairs)) <= SETTABLE
+
+
+def test_the_unit_leaves_little_open() -> None:
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:
+        pytest.skip("systemd is not installed")
+    # The threshold is in tenths; the command fails above it.
+    command = (analyze, "security", "--offline=true", "--threshold=19", "--no-pager")
+    unit_path = ROOT / "examples" / "frontdesk.service"
+    done = subprocess.run([*command, unit_path], capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout.decode()
 
 
 # --- the repository --------------------------------------------------------------
