@@ -31,6 +31,7 @@ from frontdesk.answers import (
 from frontdesk.database import StorageError, open_database
 from frontdesk.forms import Contact as ContactForm
 from frontdesk.forms import Rejected
+from frontdesk.languages import marked
 from frontdesk.limits import Limits, RateLimits
 from frontdesk.links import BadLinkError, Links
 from frontdesk.mailjet import Transport, transport_for
@@ -38,7 +39,7 @@ from frontdesk.outbox import Outbox
 from frontdesk.resources import Resource, Service
 from frontdesk.settings import VERSION, Settings, Window
 from frontdesk.tables import keyed_hash, local_secret, prepare, to_json
-from mail import CONFIRM_SECONDS, Composer, handlers
+from mail import CONFIRM_SECONDS, Composer, Events, handlers
 from middleware import (
     ClientAddress,
     Cors,
@@ -91,12 +92,13 @@ def create_app(
     limits = Limits(RateLimits(database), policies(settings), clock)
     hand_over = handlers(settings, Composer(settings, links), transport)
     rounds = [owner.Daily(settings, limits)]
+    outbox = Outbox(database, Delivery, hand_over, rounds, clock)
     middleware: list[Any] = [
         RequestLog(),
         Cors(settings.origins),
         ClientAddress(settings),
         Owner(settings, limits),
-        RateLimit(limits),
+        RateLimit(limits, outbox.visitor_came),
         Release(database),
     ]
     app = Frontdesk(middleware=middleware)
@@ -106,7 +108,7 @@ def create_app(
         limits=limits,
         links=links,
         transport=transport,
-        outbox=Outbox(database, Delivery, hand_over, rounds, clock),
+        outbox=outbox,
         site=Site(settings),
         clock=clock,
     )
@@ -159,6 +161,7 @@ def routes(service: Service) -> tuple[tuple[str, Resource], ...]:
         ("/newsletter/unsubscribe/{token}", Unsubscribe(service)),
         ("/newsletter/not-me/{token}", NotMe(service)),
         ("/release/{token}", DeliverHeld(service)),
+        ("/mailjet/{token}", Events(service)),
         ("/hits", hits.Hits(service)),
         ("/hits.gif", hits.Pixel(service)),
         ("/hits.svg", hits.Badge(service)),
@@ -263,6 +266,8 @@ class Contact(Resource):
                     return
                 verdict = verdict._replace(doubtful=False)
             message_id = Message.receive(row, verdict, keys=keys, now=now)
+        if message_id is None:
+            raise _no_room(values, now)
         self._outbox.nudge()
         if wants_html(req):
             raise falcon.HTTPSeeOther(next_url)
@@ -358,6 +363,20 @@ class Contact(Resource):
             return False
         same = content == keyed_hash("ask", *_content(contact))
         return same and ASKED_SECONDS[0] <= age <= ASKED_SECONDS[1]
+
+
+def _no_room(values: Mapping[str, str], now: float) -> Rejected:
+    """Return the error of a suspicious message in an hour that had too many."""
+    message = marked(
+        "Too many messages that look like spam came just now, so that this one could "
+        "not be stored. Please try again in an hour."
+    )
+    return Rejected(
+        falcon.HTTP_503,
+        [{"code": "NOT_STORED", "message": message}],
+        values=values,
+        headers={"Retry-After": str(3600 - int(now) % 3600)},
+    )
 
 
 def _content(contact: ContactForm) -> tuple[str, ...]:

@@ -1,21 +1,29 @@
-"""What each mail says, and how each kind of delivery is handed over."""
+"""What each mail says, how it is handed over, and what becomes of it afterwards."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
-from frontdesk import pages
-from frontdesk.links import Links
+import falcon
+from falcon import Request, Response
+
+from frontdesk import forms, pages
+from frontdesk.answers import succeed
+from frontdesk.database import transaction
+from frontdesk.links import BadLinkError, Links
 from frontdesk.mailjet import RefusedReplyTo, Transport
 from frontdesk.outbox import Handler
+from frontdesk.resources import Resource
 from frontdesk.settings import Address, Settings
-from frontdesk.tables import DAY, Tally, day_of, iso
-from models import UNSENT, Message, Subscriber
+from frontdesk.tables import DAY, day_of, iso
+from models import UNSENT, Message, Subscriber, mailbox_key
 
 CONFIRM_SECONDS = 7 * DAY
-DIGEST_ITEMS = 50
+MAX_EVENTS = 2**20  # bytes of one request of Mailjet's
+EVENTS_AT_ONCE = 200  # in one transaction: visitors' writes wait for it
 
 
 class Composer:
@@ -78,30 +86,32 @@ class Composer:
 
     def digest(self, ref: str) -> dict[str, Any] | None:
         """Return the owner's list of what was held."""
-        digested_at = float(ref)
-        messages, more = Message.digested(digested_at, DIGEST_ITEMS)
-        if not messages:  # erased meanwhile
+        now = float(ref)
+        messages, dropped = Message.digested(now), Message.dropped_before(now)
+        if not messages and not dropped:  # erased meanwhile
             return None
         items = [
             {
                 "who": f"{m.name} <{m.email}>" if m.name else m.email,
                 "subject": m.subject,
-                "first_line": m.message.splitlines()[0][:200],
+                "first_line": next(iter(m.message.splitlines()), "")[:200],
                 "reasons": json.loads(m.spam_reasons),
                 "received_at": iso(m.received_at),
                 "release_url": self._links.url("release", m.id),
             }
             for m in messages
         ]
-        # More than one day when the service slept (free dynos do).
-        first, last = day_of(messages[0].received_at), day_of(digested_at - DAY)
+        # More than one day when the service slept, or all did not fit into one mail.
+        last = day_of(now - DAY)
+        first = min([last, *(day_of(m.received_at) for m in messages)])
         return self._mail(
             self._to,
             "mail-digest.txt",
             items=items,
-            more=more,
-            dropped=Tally.count("held, not stored", first, last),
-            day=first if first == last else f"{first} or later",
+            more=Message.awaiting_digest(now),
+            dropped=dropped,
+            day=last if first == last else f"{first} or later",
+            desk_url=f"{self._settings.public_url}/desk",
         )
 
     def test(self, ref: str) -> dict[str, Any]:
@@ -163,3 +173,107 @@ def handlers(
         "test": mail(composer.test),
         "list": list_change,
     }
+
+
+# --- after Mailjet's yes ---------------------------------------------------------
+
+
+class Events(Resource):
+    """Where Mailjet tells what became of mails, and who left its list.
+
+    Event API, https://dev.mailjet.com/email/guides/webhooks/: single events and lists
+    of them. Mailjet sends them again until it gets 200.
+    """
+
+    by_token = True
+
+    def on_post(self, req: Request, resp: Response, token: str) -> None:
+        """Take events; raises Rejected (400, 413), and 404 for any other token."""
+        try:
+            self._links.read("mailjet", token)
+        except BadLinkError:
+            raise falcon.HTTPNotFound from None
+        outcomes = Outcomes.of(_events(forms.read_bytes(req, MAX_EVENTS)))
+        outcomes.record(self._clock(), self._settings.syncs_list)
+        self._outbox.nudge()
+        succeed(resp, "", "Thank you.")
+
+
+def _events(body: bytes) -> Iterator[dict[str, Any]]:
+    """Yield the events of a body; one that cannot be read would never be better."""
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError):
+        return
+    for event in found if isinstance(found, list) else [found]:
+        if isinstance(event, dict):
+            yield event
+
+
+class Outcomes(NamedTuple):
+    """What became of mails, whatever the order and number of the events that say so."""
+
+    delivered: set[str]  # ids of messages
+    undelivered: dict[str, str]  # ids of messages, with the reason
+    leaving: dict[str, bool]  # addresses; True: who complained, and refuses all mails
+
+    @classmethod
+    def of(cls, events: Iterator[dict[str, Any]]) -> Outcomes:
+        """Return what events say; those that are not understood say nothing."""
+        found = cls(set(), {}, {})
+        for event in events:
+            kind = event.get("event")
+            failed = kind == "blocked" or (
+                kind == "bounce" and event.get("hard_bounce") is True
+            )
+            message_id, email = _text(event, "CustomID"), _text(event, "email")
+            if message_id and kind == "sent":
+                found.delivered.add(message_id)
+            elif message_id and failed:
+                reason = _text(event, "error") or str(kind)
+                found.undelivered.setdefault(message_id, reason)
+            left = kind in ("unsub", "spam") or (failed and not _is_ours(event))
+            if email and left:
+                refuses = kind == "spam" or found.leaving.get(email, False)
+                found.leaving[email] = refuses
+        return found
+
+    def record(self, now: float, sync: bool) -> None:
+        """Write it down, a few hundred in each transaction.
+
+        What is unknown or erased is passed over. In order, because two workers that
+        lock the same rows of Postgres in different orders would wait for each other.
+        """
+        steps: list[tuple[str, Callable[[], None]]] = [
+            *((i, partial(Message.was_delivered, i, now)) for i in self.delivered),
+            *(
+                (i, partial(Message.was_undelivered, i, reason, now))
+                for i, reason in self.undelivered.items()
+            ),
+        ]
+        work = [step for _, step in sorted(steps, key=lambda step: step[0])]
+        for email in sorted(self.leaving, key=mailbox_key):
+            refuse = self.leaving[email]
+            work.append(partial(Subscriber.leave_by_address, email, now, sync, refuse))
+        for start in range(0, len(work), EVENTS_AT_ONCE):
+            _do_all(work[start : start + EVENTS_AT_ONCE])
+
+
+@transaction
+def _do_all(work: Sequence[Callable[[], None]]) -> None:
+    for step in work:
+        step()
+
+
+def _is_ours(event: dict[str, Any]) -> bool:
+    """Tell whether a mail failed for its sender or content, or at Mailjet itself.
+
+    A blocked newsletter must not end the subscriptions of all who should have got it.
+    """
+    related, error = event.get("error_related_to"), event.get("error")
+    return related in ("spam", "content", "system") or error == "duplicate in campaign"
+
+
+def _text(event: dict[str, Any], name: str) -> str:
+    value = event.get(name)
+    return forms.clean(value)[:254] if isinstance(value, str) else ""

@@ -9,6 +9,7 @@ import logging
 import re
 import secrets
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any
@@ -196,10 +197,14 @@ def _network(address: str, bits4: int, bits6: int) -> str:
 
 
 class RateLimit:
-    """Spends a request of the policy that a resource names, before the body is read."""
+    """Spends a request of the policy that a resource names, before the body is read.
 
-    def __init__(self, limits: Limits) -> None:
+    came: called for each such request, since what is limited is what visitors do.
+    """
+
+    def __init__(self, limits: Limits, came: Callable[[], None]) -> None:
         self._limits = limits
+        self._came = came
 
     def process_resource(
         self, req: Request, resp: Response, resource: Resource, params: Any
@@ -208,6 +213,7 @@ class RateLimit:
         policy = resource.limited.get(req.method)
         if policy is None:
             return
+        self._came()
         allowance = self._limits.take(policy, client_key(req.context.client))
         if allowance is None:
             return
@@ -240,7 +246,10 @@ class Release:
 
 
 class Owner:
-    """Opens what is for_owner to the admin token, and to the owner's own pages only."""
+    """Opens what is for_owner to the admin token, and to the owner's own pages only.
+
+    Sets req.context.is_owner, for what only tells the owner more.
+    """
 
     def __init__(self, settings: Settings, limits: Limits) -> None:
         self._token = settings.admin_token
@@ -252,11 +261,15 @@ class Owner:
     ) -> None:
         """Check the token; without one configured there is nothing here.
 
-        Raises Rejected: 401, 403, 404, 429. A failure spends the client's limit, and
-        over it nothing is compared: else 429 for a wrong token and 200 for the right
-        one would still tell them apart.
+        Raises Rejected: 401, 403, 404, 429.
         """
-        if not resource.for_owner or req.method == "OPTIONS":
+        req.context.is_owner = False
+        if req.method == "OPTIONS":
+            return
+        if resource.more_for_owner and self._token and req.get_header("Authorization"):
+            with suppress(Rejected):
+                self._check(req, self._token)
+        if not resource.for_owner:
             return
         if self._token is None:
             message = marked("The owner can open this page by setting ADMIN_TOKEN.")
@@ -264,11 +277,20 @@ class Owner:
         if not self._comes_from_here(req):
             message = marked("A page of another site cannot open this.")
             raise error(falcon.HTTP_403, "BLOCKED", message)
+        self._check(req, self._token)
+
+    def _check(self, req: Request, token: str) -> None:
+        """Compare the token; raises Rejected (401, 429).
+
+        A failure spends the client's limit, and over it nothing is compared: else 429
+        for a wrong token and 200 for the right one would still tell them apart.
+        """
         client = client_key(req.context.client)
         allowance = self._limits.take("admin", client, spend=False)
         if allowance is not None and not allowance.allowed:
             raise too_many(allowance.retry_after)
-        if hmac.compare_digest(_given_token(req).encode(), self._token.encode()):
+        if hmac.compare_digest(_given_token(req).encode(), token.encode()):
+            req.context.is_owner = True
             return
         self._limits.take("admin", client)
         raise error(

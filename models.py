@@ -31,9 +31,13 @@ from frontdesk.tables import (
     to_json,
 )
 
-# Of all clients together: a flood must fill neither the disk nor the mail quota.
+# Of all clients together: a flood must fill neither the disk nor the mail quota. One
+# network (/24 or /48) gets a tenth of each, so that it leaves room for the others.
 HELD_PER_HOUR = 100  # long ones count more
 DOUBTFUL_PER_HOUR = 50
+SHARE = 10
+UNDELIVERED_SECONDS = 30 * DAY  # for which the owner is told
+DIGEST_ITEMS = 50
 CONFIRM_HOURLY = 3600
 CONFIRM_WINDOW = 30 * DAY
 CONFIRM_PER_WINDOW = 3
@@ -108,9 +112,6 @@ class Receipt(Table):
         return message_id
 
 
-# --- messages --------------------------------------------------------------------
-
-
 class Verdict(NamedTuple):
     """How much a message looks like spam, and what follows."""
 
@@ -138,8 +139,11 @@ class Message(Table):
     doubtful = BooleanField()  # delivered with a mark in the subject
     held_at = DoubleField(null=True)
     digested_at = DoubleField(null=True)
-    released_at = DoubleField(null=True)
-    mailed_at = DoubleField(null=True)
+    released_at = DoubleField(null=True)  # a held one, delivered after all
+    mailed_at = DoubleField(null=True)  # Mailjet took it; what follows are its events
+    delivered_at = DoubleField(null=True)
+    undelivered_at = DoubleField(null=True)  # wins, whichever event came first
+    delivery_reason = TextField(null=True)  # why it is undelivered
 
     @classmethod
     @transaction
@@ -150,13 +154,13 @@ class Message(Table):
         *,
         keys: Mapping[str, int],
         now: float,
-    ) -> str:
+    ) -> str | None:
         """Store a message and its outgoing mail, once, and return its id.
 
         keys: what tells that a submission is a repeat, and for how many seconds each
         does (see Receipt). A repeat gets the first message's id and stores nothing.
-        A held message gets no mail; over the hourly ceilings a doubtful one is held
-        too, and a held one only counted.
+        A held message gets no mail; over the hourly ceilings a doubtful one is held,
+        too, and a held one is only counted: None, and a repeat is not known as one.
         """
         message_id = new_id(now)
         owner = Receipt.claim_all(keys, message_id, now)
@@ -171,24 +175,33 @@ class Message(Table):
             "spam_reasons": to_json(verdict.reasons) if verdict.reasons else "[]",
             "doubtful": verdict.doubtful,
         }
-        if verdict.held or (verdict.doubtful and not cls._spend_doubtful(now)):
-            cls._hold(row, now)
-        else:
+        if not verdict.held and (
+            not verdict.doubtful
+            or cls._spend_room("doubtful", DOUBTFUL_PER_HOUR, row, now)
+        ):
             insert("message", row)
             Delivery.add("contact", message_id, now)
-        return message_id
-
-    @staticmethod
-    def _spend_doubtful(now: float) -> bool:
-        return Tally.spend("doubtful", hour_of(now), DOUBTFUL_PER_HOUR)
-
-    @staticmethod
-    def _hold(row: Mapping[str, Any], now: float) -> None:
+            return message_id
         weight = 1 + (len(row["message"]) + len(row["fields"])) // 4096
-        if Tally.spend("held", hour_of(now), HELD_PER_HOUR, weight):
+        if cls._spend_room("held", HELD_PER_HOUR, row, now, weight):
             insert("message", {**row, "doubtful": False, "held_at": now})
-        else:
-            Tally.spend("held, not stored", day_of(now), UNLIMITED)
+            return message_id
+        execute("DELETE FROM receipt WHERE message_id = ?", message_id)
+        Tally.spend("held, not stored", day_of(now), UNLIMITED)
+        return None
+
+    @staticmethod
+    def _spend_room(
+        name: str, most: int, row: Mapping[str, Any], now: float, weight: int = 1
+    ) -> bool:
+        """Take room of this hour for a message, unless all or its network's is taken.
+
+        The longest weighs a network's whole share, so that any fits where it is alone.
+        """
+        share = most // SHARE
+        # All first: of networks that find no room, however many, nothing is kept.
+        ceilings = {name: most, f"{name} {row['client']}": share}
+        return Tally.spend_all(ceilings, hour_of(now), min(weight, share))
 
     @classmethod
     def echoes(cls, echo: str, client: str, now: float) -> int:
@@ -233,6 +246,40 @@ class Message(Table):
         _erase_messages(cls.id == message_id)
 
     @classmethod
+    @transaction
+    def was_delivered(cls, message_id: str, now: float) -> None:
+        """Note that the owner's mail server took a message; again is harmless."""
+        sql = (
+            "UPDATE message SET delivered_at = ? WHERE id = ? AND delivered_at IS NULL"
+        )
+        execute(sql, now, message_id)
+
+    @classmethod
+    @transaction
+    def was_undelivered(cls, message_id: str, reason: str, now: float) -> None:
+        """Note that a message did not arrive, and why; again is harmless."""
+        execute(
+            "UPDATE message SET undelivered_at = ?, delivery_reason = ? "
+            "WHERE id = ? AND undelivered_at IS NULL",
+            now,
+            reason,
+            message_id,
+        )
+
+    @classmethod
+    def undelivered(cls, now: float) -> tuple[int, str]:
+        """Return how many did not arrive in the last 30 days, and the latest reason."""
+        since = now - UNDELIVERED_SECONDS
+        sql = "SELECT count(*) FROM message WHERE undelivered_at > ?"
+        count = int(execute(sql, since).fetchone()[0])
+        sql = (
+            "SELECT delivery_reason FROM message WHERE undelivered_at > ? "
+            "ORDER BY undelivered_at DESC LIMIT 1"
+        )
+        row = execute(sql, since).fetchone() if count else None
+        return count, str(row[0]) if row else ""
+
+    @classmethod
     def held_since(cls, since: float) -> int:
         """Count the messages held since a time."""
         sql = "SELECT count(*) FROM message WHERE held_at > ?"
@@ -241,25 +288,44 @@ class Message(Table):
     @classmethod
     @transaction
     def start_digest(cls, now: float) -> None:
-        """Queue the mail about what was held before today, once a day for all."""
-        midnight = now - now % DAY
+        """Queue the mail about what was held before today, once a day for all.
 
-        waiting = (
-            cls.held_at < midnight,
-            cls.digested_at.is_null(),
-            cls.released_at.is_null(),
-        )
-        if not cls.select().where(*waiting).exists():
+        It lists DIGEST_ITEMS: of each network (/24 or /48) the oldest first, then of
+        each the second, so that a flood from one pushes nobody else's out. What is not
+        listed comes first in its network the next day.
+        """
+        waiting = cls.awaiting_digest(now)
+        if not waiting and not cls.dropped_before(now):
             return
-        if Tally.spend("digests", day_of(now), 1):
-            cls.update(digested_at=now).where(*waiting).execute()
-            Delivery.add("digest", repr(now), now)
+        if not Tally.spend("digests", day_of(now), 1):
+            return
+        sql = (
+            "UPDATE message SET digested_at = ? WHERE id IN (SELECT id FROM "  # noqa: S608
+            "(SELECT id, row_number() OVER (PARTITION BY client ORDER BY id) AS turn "
+            f"FROM message WHERE {_AWAITING}) AS waiting ORDER BY turn, id LIMIT ?)"
+        )
+        execute(sql, now, now - now % DAY, DIGEST_ITEMS)
+        Delivery.add("digest", repr(now), now)
 
     @classmethod
-    def digested(cls, digested_at: float, most: int) -> tuple[list[Message], int]:
-        """Return a digest's messages, and how many more there are."""
-        held = cls.select().where(cls.digested_at == digested_at).order_by(cls.id)
-        return list(held.limit(most)), max(0, held.count() - most)
+    def awaiting_digest(cls, now: float) -> int:
+        """Count what was held before today and is in no digest yet."""
+        sql = f"SELECT count(*) FROM message WHERE {_AWAITING}"  # noqa: S608
+        return int(execute(sql, now - now % DAY).fetchone()[0])
+
+    @staticmethod
+    def dropped_before(now: float) -> int:
+        """Count what was not stored from the last digest's day until yesterday."""
+        last = Tally.last("digests", day_of(now))
+        return Tally.count("held, not stored", last, day_of(now - DAY))
+
+    @classmethod
+    def digested(cls, digested_at: float) -> list[Message]:
+        """Return a digest's messages."""
+        query = cls.select().where(
+            cls.digested_at == digested_at, cls.released_at.is_null()
+        )
+        return list(query.order_by(cls.id))
 
     def as_dict(self) -> dict[str, Any]:
         """Return the message as it is exported."""
@@ -276,7 +342,22 @@ class Message(Table):
             "spam_reasons": json.loads(self.spam_reasons),
             "held": self.held_at is not None and self.released_at is None,
             "mailed_at": iso(self.mailed_at),
+            "delivery": self.delivery,
+            "delivery_reason": self.delivery_reason,
         }
+
+    @property
+    def delivery(self) -> str | None:
+        """Return delivered or undelivered, None while Mailjet has told nothing.
+
+        A server that took a mail may bounce it later, and events come in any order.
+        """
+        if self.undelivered_at is not None:
+            return "undelivered"
+        return None if self.delivered_at is None else "delivered"
+
+
+_AWAITING = "held_at < ? AND digested_at IS NULL AND released_at IS NULL"
 
 
 # --- subscribers -----------------------------------------------------------------
@@ -390,15 +471,25 @@ class Subscriber(Table):
     @transaction
     def leave(
         cls, subscriber_id: str, now: float, sync: bool, refuse: bool = False
-    ) -> bool:
-        """Unsubscribe and forget the address; return whether there was such a row.
+    ) -> None:
+        """Unsubscribe and forget the address; again is harmless.
 
         With refuse the address also gets no more confirmation mails, ever.
         """
+        cls._leave(cls._locked("id", subscriber_id), now, sync, refuse)
 
-        row = cls._locked("id", subscriber_id)
+    @classmethod
+    @transaction
+    def leave_by_address(
+        cls, email: str, now: float, sync: bool, refuse: bool = False
+    ) -> None:
+        """Do the same for whoever has this address, if anybody has."""
+        cls._leave(cls._locked("mailbox", mailbox_key(email)), now, sync, refuse)
+
+    @staticmethod
+    def _leave(row: Any, now: float, sync: bool, refuse: bool) -> None:
         if row is None:
-            return False
+            return
         if refuse and row.refused_at is None:
             row.refused_at = now
         if row.status != "left":
@@ -407,7 +498,6 @@ class Subscriber(Table):
             row.left_at = now
             row.email = row.name = None
         row._store()
-        return True
 
     @classmethod
     def totals(cls) -> dict[str, int]:
@@ -469,6 +559,7 @@ class Subscriber(Table):
     def as_dict(self) -> dict[str, Any]:
         """Return the subscriber as it is exported."""
         return {
+            "id": self.id,
             "email": self.email,
             "name": self.name,
             "status": self.status,

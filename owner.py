@@ -20,9 +20,11 @@ import models
 from frontdesk import forms
 from frontdesk.answers import succeed
 from frontdesk.database import SqliteFile, StorageError
+from frontdesk.languages import Language, marked
 from frontdesk.limits import Limits
+from frontdesk.mailjet import Check
 from frontdesk.resources import Resource, Service
-from frontdesk.settings import VERSION, Settings, sqlite_path
+from frontdesk.settings import VERSION, Settings
 from frontdesk.tables import DAY, check_storage, day_of
 from models import Delivery, Message
 
@@ -30,44 +32,49 @@ COLUMNS = {
     "messages": [
         *("id", "received_at", "name", "email", "subject", "message", "fields"),
         *("page", "spam_score", "spam_reasons", "held", "mailed_at"),
+        *("delivery", "delivery_reason"),
     ],
     "subscribers": [
-        *("email", "name", "status", "asked_at", "confirmed_at", "left_at", "page")
+        *("email", "name", "status", "asked_at", "confirmed_at", "left_at", "page"),
+        "unsubscribe_url",
     ],
     "hits": ["page", "date", "hits", "visitors"],
 }
 CHUNK = 64 * 1024
 PROBE_SECONDS = 5
 MAIL_SECONDS = 5  # that Mailjet may take for all that the doctor asks
-
-Check = tuple[str, bool, str]  # name, ok, what is or what to do
+LATE_SECONDS = 3600  # after which a mail that waits is late
 
 
 class Health(Resource):
-    """Is all well? Never cached, never limited, no secrets."""
+    """Is all well? Never cached, never limited, no secrets; numbers for the owner."""
 
+    more_for_owner = True
     _checked = 0.0  # of time.monotonic()
 
     def on_get(self, req: Request, resp: Response) -> None:
         """Report; 503 when the database does not answer, or takes nothing more."""
         now = self._clock()
         status = {"status": "ok", "version": VERSION, "database": "ok"}
+        counts = {"waiting": 0, "oldest_seconds": 0, "dead": 0, "undelivered": 0}
+        held = 0
         try:
             self._probe()
-            counts = Delivery.summary(now)
-            held = Message.held_since(now - DAY)
+            counts |= Delivery.summary(now)
+            if req.context.is_owner:
+                counts["undelivered"], _ = Message.undelivered(now)
+                held = Message.held_since(now - DAY)
         except StorageError:
             status |= {"status": "error", "database": "error"}
-            counts = {"waiting": 0, "oldest_seconds": 0, "dead": 0}
-            held = 0
             resp.status = falcon.HTTP_503
             resp.set_header("Retry-After", "5")
-        paused = now < self._outbox.paused_until
-        resp.media = {
-            **status,
-            "outbox": {**counts, "paused": paused},
-            "held_last_day": held,
-        }
+        if req.context.is_owner:
+            paused = now < self._outbox.paused_until
+            outbox = {**counts, "paused": paused}
+            resp.media = {**status, "outbox": outbox, "held_last_day": held}
+        else:
+            late = counts["oldest_seconds"] > LATE_SECONDS
+            resp.media = {**status, "outbox": "late" if late else "ok"}
 
     def _probe(self) -> None:
         # A probe syncs the disk: often enough for a platform, too rare for an attack.
@@ -87,6 +94,8 @@ class Export(Resource):
         if noun not in COLUMNS or kind not in ("json", "csv"):
             raise falcon.HTTPNotFound
         rows = models.export(noun)
+        if noun == "subscribers":
+            rows = self._with_links(rows)
         # The first row now: a database in trouble must still become a 503.
         rows = chain([first], rows) if (first := next(rows, None)) else rows
         as_text = _as_json(rows) if kind == "json" else _as_csv(rows, COLUMNS[noun])
@@ -94,6 +103,12 @@ class Export(Resource):
         resp.downloadable_as = f"frontdesk-{name}"
         if req.method == "GET":
             resp.stream = _in_chunks(as_text)
+
+    def _with_links(self, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        for row in rows:
+            subscriber_id, confirmed = row.pop("id"), row["status"] == "confirmed"
+            url = self._links.url("unsubscribe", subscriber_id) if confirmed else None
+            yield row | {"unsubscribe_url": url}
 
 
 def _as_json(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
@@ -182,104 +197,152 @@ class Doctor(Resource):
         super().__init__(service)
         self._transport = service.transport
         self._mail_seconds = mail_seconds
+        self._language = Language()
 
     def on_get(self, req: Request, resp: Response) -> None:
         """Answer with a list of checks, each ok or with what to do."""
+        asked = self._ask(self._transport.check(self._settings, self._links))
         checks = [
-            {"name": name, "ok": ok, "message": message}
-            for name, ok, message in chain(
-                self._database(), self._mail(), self._addresses(), self._client(req)
-            )
+            *(self._database(), *self._disk(), self._schema(), self._waiting()),
+            *(*self._undelivered(), *asked, self._public_url(), self._origins()),
+            self._client(req),
         ]
         resp.media = {
-            "ok": all(check["ok"] for check in checks),
-            "checks": checks,
+            "ok": all(check.ok for check in checks),
+            "checks": self._told(checks),
             "client": {"address": req.context.client, "rule": req.context.client_rule},
         }
 
     def on_post(self, req: Request, resp: Response) -> None:
-        """Send a test mail to the owner."""
-        now = self._clock()
-        Delivery.add("test", "", now)
+        """Send a test mail to the owner, and have Mailjet tell us of its events."""
+        Delivery.add("test", "", self._clock())
         self._outbox.nudge()
-        succeed(resp, "", "A test mail is on its way to MAIL_TO.")
+        checks = self._told(self._ask(self._transport.register(self._links)))
+        message = self._language.text(marked("A test mail is on its way to MAIL_TO."))
+        said = " ".join([message, *(check["message"] for check in checks)])
+        succeed(resp, "", said, checks=checks)
 
-    def _database(self) -> Iterator[Check]:
-        path = sqlite_path(self._settings.database_url)
-        size = f"{self._service.database.size() / 2**20:,.1f} MB"
-        if path is None:
-            yield "database", True, f"Postgres, {size}."
-        else:
-            lasts = not self._settings.ephemeral
-            yield (
-                "database",
-                lasts,
-                f"SQLite on a disk that stays, {size}."
-                if lasts
-                else "SQLite on a disk that may be wiped (ALLOW_EPHEMERAL=1): attach "
-                "Postgres or a disk.",
-            )
-            free = shutil.disk_usage(path.parent).free // 2**20
-            yield "disk", free > 100, f"{free:,} MB free."
-        yield "schema", True, f"Version {self._service.database.schema_version()}."
-        counts = Delivery.summary(self._clock())
-        yield (
-            "outbox",
-            counts["oldest_seconds"] < 3600 and not counts["dead"],
-            f"{counts['waiting']} waiting, the oldest for {counts['oldest_seconds']} "
-            f"seconds; {counts['dead']} dead.",
-        )
+    def _told(self, checks: Iterable[Check]) -> list[dict[str, Any]]:
+        text = self._language.text
+        return [
+            {"name": c.name, "ok": c.ok, "message": text(c.message, **c.values)}
+            for c in checks
+        ]
 
-    def _mail(self) -> list[Check]:
+    def _ask(self, checks: Iterator[Check]) -> list[Check]:
         """Ask Mailjet, in a thread: no client bounds the whole of several answers."""
         found: list[Check] = []
 
         def ask() -> None:
             try:
-                for check in self._transport.check(self._settings):
+                for check in checks:
                     found.append(check)
             except Exception as error:  # in a thread, nobody else would tell
-                trouble = f"Mailjet could not be asked: {type(error).__name__}."
-                found.append(("mail", False, trouble))
+                trouble = marked("Mailjet could not be asked: %(error)s.")
+                values = {"error": type(error).__name__}
+                found.append(Check("mail", False, trouble, values))
 
         asking = threading.Thread(target=ask, name="doctor", daemon=True)
         asking.start()
         asking.join(self._mail_seconds)
-        if asking.is_alive():
-            seconds = f"{self._mail_seconds:g} seconds"
-            return [*found, ("mail", False, f"Mailjet did not answer in {seconds}.")]
-        return found
+        if not asking.is_alive():
+            return found
+        late = marked("Mailjet did not answer in %(seconds)s seconds.")
+        values = {"seconds": f"{self._mail_seconds:g}"}
+        return [*found, Check("mail", False, late, values)]
 
-    def _addresses(self) -> Iterator[Check]:
-        settings = self._settings
-        safe = settings.public_url.startswith("https://")
-        yield (
-            "public_url",
-            safe,
-            f"Mailed links lead to {settings.public_url}"
-            + ("." if safe else ": set PUBLIC_URL to this service's https address."),
+    def _database(self) -> Check:
+        values = {"size": f"{self._service.database.size() / 2**20:,.1f}"}
+        if not self._service.database.is_sqlite:
+            return Check("database", True, marked("Postgres, %(size)s MB."), values)
+        if not self._settings.ephemeral:
+            message = marked("SQLite on a disk that stays, %(size)s MB.")
+            return Check("database", True, message, values)
+        message = marked(
+            "SQLite on a disk that may be wiped (ALLOW_EPHEMERAL=1): attach Postgres "
+            "or a disk."
         )
-        listed = not settings.origins.any
-        yield (
-            "allowed_origins",
-            listed,
-            f"Pages of {', '.join(settings.allowed_origins)} may send forms."
-            if listed
-            else "Every site may send forms: set ALLOWED_ORIGINS to yours.",
-        )
+        return Check("database", False, message)
 
-    def _client(self, req: Request) -> Iterator[Check]:
+    def _disk(self) -> Iterator[Check]:
+        path = self._service.database.path
+        if path is not None:
+            free = shutil.disk_usage(path.parent).free // 2**20
+            message = marked("%(free)s MB free.")
+            yield Check("disk", free > 100, message, {"free": f"{free:,}"})
+
+    def _schema(self) -> Check:
+        version = self._service.database.schema_version()
+        return Check("schema", True, marked("Version %(name)s."), {"name": version})
+
+    def _waiting(self) -> Check:
+        counts = Delivery.summary(self._clock())
+        well = counts["oldest_seconds"] < LATE_SECONDS and not counts["dead"]
+        message = marked(
+            "%(waiting)s waiting, the oldest for %(oldest_seconds)s seconds; "
+            "%(dead)s dead."
+        )
+        return Check("outbox", well, message, counts)
+
+    def _undelivered(self) -> Iterator[Check]:
+        count, reason = Message.undelivered(self._clock())
+        if count:
+            to = self._settings.mail_to
+            values = {
+                "to": f"{to.email.partition('@')[0] if to else ''}@…",
+                "reason": reason,
+            }
+            message = self._language.count(
+                marked(
+                    "%(n)s mail did not arrive at %(to)s: %(reason)s. Your message is "
+                    "safe: read it on /desk, then mend MAIL_TO."
+                ),
+                marked(
+                    "%(n)s mails did not arrive at %(to)s: %(reason)s. Your messages "
+                    "are safe: read them on /desk, then mend MAIL_TO."
+                ),
+                count,
+                **values,
+            )
+            yield Check("undelivered", False, message)
+
+    def _public_url(self) -> Check:
+        url = {"url": self._settings.public_url}
+        if self._settings.public_url.startswith("https://"):
+            return Check(
+                "public_url", True, marked("Mailed links lead to %(url)s."), url
+            )
+        message = marked(
+            "Mailed links lead to %(url)s: set PUBLIC_URL to this service's https "
+            "address."
+        )
+        return Check("public_url", False, message, url)
+
+    def _origins(self) -> Check:
+        if self._settings.origins.any:
+            message = marked("Every site may send forms: set ALLOWED_ORIGINS to yours.")
+            return Check("allowed_origins", False, message)
+        message = marked("Pages of %(origins)s may send forms.")
+        values = {"origins": ", ".join(self._settings.allowed_origins)}
+        return Check("allowed_origins", True, message, values)
+
+    def _client(self, req: Request) -> Check:
         rule, settings = req.context.client_rule, self._settings
+        values = {"rule": rule}
         if rule != "socket":
-            message = f"Your address is told by {rule}: compare it with your own."
+            message = marked(
+                "Your address is told by %(rule)s: compare it with your own."
+            )
         elif settings.client_ip_header or settings.trusted_hops:
-            message = "The header that should tell your address did not come."
+            message = marked("The header that should tell your address did not come.")
         elif req.get_header("X-Forwarded-For"):
-            message = "All visitors seem to have a proxy's address: set TRUSTED_HOPS."
+            message = marked(
+                "All visitors seem to have a proxy's address: set TRUSTED_HOPS."
+            )
         else:
-            yield "client", True, "Your address is the connection's: no proxy in front."
-            return
-        yield "client", rule != "socket", message
+            message = marked("Your address is the connection's: no proxy in front.")
+            return Check("client", True, message)
+        return Check("client", rule != "socket", message, values)
 
 
 class Daily:

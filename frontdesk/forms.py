@@ -81,14 +81,14 @@ def media_type(req: Request) -> str:
     return (req.content_type or "").partition(";")[0].strip().lower()
 
 
-def read_bytes(req: Request) -> bytes:
-    """Return the whole body.
+def read_bytes(req: Request, most: int = MAX_BODY) -> bytes:
+    """Return the whole body, of at most so many bytes.
 
     Falcon has no limit and takes a body that ends early for a whole one; gunicorn
     reports broken chunks only while they are read. Raises Rejected (400, 413).
     """
     length = req.content_length
-    if length is not None and length > MAX_BODY:
+    if length is not None and length > most:
         raise _too_large()
     if (
         length is None
@@ -96,10 +96,10 @@ def read_bytes(req: Request) -> bytes:
     ):
         return b""
     try:
-        body = req.stream.read(MAX_BODY + 1 if length is None else length)
+        body = req.stream.read(most + 1 if length is None else length)
     except Exception as error:  # whatever the server raises for broken chunks
         raise _malformed() from error
-    if len(body) > MAX_BODY:
+    if len(body) > most:
         raise _too_large()
     if length is not None and len(body) < length:
         raise _malformed()

@@ -8,7 +8,8 @@ from typing import Any
 from itsdangerous import BadData, TimestampSigner, URLSafeTimedSerializer
 from itsdangerous.encoding import base64_decode, base64_encode
 
-PURPOSES = ("confirm", "unsubscribe", "not-me", "release", "ask")
+PURPOSES = ("confirm", "unsubscribe", "not-me", "release", "ask", "mailjet")
+PATHS = {"release": "release", "mailjet": "mailjet"}  # the others: newsletter/...
 
 
 class BadLinkError(Exception):
@@ -44,9 +45,20 @@ class Links:
         return str(self._serializers[purpose].dumps(payload))
 
     def url(self, purpose: str, payload: object) -> str:
-        """Return the URL that a mail shows."""
-        path = "release" if purpose == "release" else f"newsletter/{purpose}"
-        return f"{self.public_url}/{path}/{self.token(purpose, payload)}"
+        """Return the URL that a mail shows, or that Mailjet is told."""
+        return f"{self.prefix(purpose)}{self.token(purpose, payload)}"
+
+    def prefix(self, purpose: str) -> str:
+        """Return what the URLs of a purpose begin with."""
+        return f"{self.public_url}/{PATHS.get(purpose, f'newsletter/{purpose}')}/"
+
+    def signed(self, purpose: str, url: str) -> bool:
+        """Tell whether a URL ends with a token of ours, whatever host it names."""
+        try:
+            self.read(purpose, url.rpartition("/")[2])
+        except BadLinkError:
+            return False
+        return True
 
     def read(self, purpose: str, token: str) -> tuple[Any, float]:
         """Return a token's payload and its age in seconds.

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
+from frontdesk.languages import marked
+from frontdesk.links import Links
 from frontdesk.outbox import KeysRefused, NoAnswer, Refused, TryLater
 from frontdesk.settings import Settings
 
@@ -21,6 +24,23 @@ LIST_ACTIONS = {
     "left": "unsub",
     "erased": "remove",
 }
+
+
+# What is worth an event: https://dev.mailjet.com/email/guides/webhooks/
+EVENT_TYPES = ("sent", "bounce", "blocked", "spam", "unsub")
+EVENTS = "events"  # what the token in the address of the events says
+
+
+class Check(NamedTuple):
+    """One line of the doctor's: is it well, and what is or what to do.
+
+    message is one of the catalogs' sentences, values are its placeholders'.
+    """
+
+    name: str
+    ok: bool
+    message: str
+    values: Mapping[str, object] = {}
 
 
 class RefusedReplyTo(Refused):
@@ -39,8 +59,11 @@ class Transport(Protocol):
         standing: a key of LIST_ACTIONS.
         """
 
-    def check(self, settings: Settings) -> Iterator[tuple[str, bool, str]]:
-        """Yield (name, ok, message) for the doctor."""
+    def check(self, settings: Settings, links: Links) -> Iterator[Check]:
+        """Yield what the doctor is to tell."""
+
+    def register(self, links: Links) -> Iterator[Check]:
+        """Ask for events about mails, and yield what came of it."""
 
 
 class LogTransport:
@@ -60,14 +83,17 @@ class LogTransport:
     def sync(self, list_id: str, email: str, standing: str) -> None:
         """Do nothing: there is no list without Mailjet."""
 
-    def check(self, settings: Settings) -> Iterator[tuple[str, bool, str]]:
+    def check(self, settings: Settings, links: Links) -> Iterator[Check]:
         """Yield what is missing."""
-        yield (
-            "mail",
-            False,
+        message = marked(
             "Mails are written to the log: set MJ_APIKEY_PUBLIC, MJ_APIKEY_PRIVATE, "
-            "MAIL_FROM and MAIL_TO.",
+            "MAIL_FROM and MAIL_TO."
         )
+        yield Check("mail", False, message)
+
+    def register(self, links: Links) -> Iterator[Check]:
+        """Do nothing: there are no events without Mailjet."""
+        yield from ()
 
 
 class Mailjet:
@@ -121,39 +147,58 @@ class Mailjet:
             )
         )
 
-    def check(self, settings: Settings) -> Iterator[tuple[str, bool, str]]:
-        """Ask Mailjet about the keys, the sender and the list."""
-        sender = (settings.mail_from.email if settings.mail_from else "").lower()
+    def check(self, settings: Settings, links: Links) -> Iterator[Check]:
+        """Ask Mailjet about the keys, the sender, the list and the events."""
         try:
             rows = self._ask("sender")
+            yield Check("mailjet", True, marked("Mailjet accepts the keys."))
+            yield _sender(settings, rows)
+            if settings.mailjet_list_id:
+                yield self._list(settings.mailjet_list_id)
+            yield _registered(self._ask("eventcallbackurl"), links)
         except KeysRefused:
-            yield "mailjet", False, "Mailjet refuses the keys: check MJ_APIKEY_*."
-            return
+            message = marked("Mailjet refuses the keys: check MJ_APIKEY_*.")
+            yield Check("mailjet", False, message)
         except (TryLater, Refused) as error:
-            yield "mailjet", False, f"Mailjet could not be asked: {error}."
-            return
-        yield "mailjet", True, "Mailjet accepts the keys."
-        domain = sender.rpartition("@")[2]
-        good = any(
-            row.get("Status") == "Active"
-            and str(row.get("Email", "")).lower() in (sender, f"*@{domain}")
-            for row in rows
-        )
-        yield (
-            "sender",
-            good,
-            "MAIL_FROM is validated at Mailjet."
-            if good
-            else "MAIL_FROM is not an active sender at Mailjet: validate it there.",
-        )
-        if settings.mailjet_list_id:
-            try:
-                self._ask("contactslist", id=settings.mailjet_list_id)
-                yield "list", True, "The contact list is there."
-            except (KeysRefused, TryLater, Refused) as error:
-                yield "list", False, f"MAILJET_LIST_ID cannot be reached: {error}."
+            yield _not_asked(error)
+
+    def _list(self, list_id: str) -> Check:
+        try:
+            self._ask("contactslist", id=list_id)
+            return Check("list", True, marked("The contact list is there."))
+        except (KeysRefused, TryLater, Refused) as error:
+            message = marked("MAILJET_LIST_ID cannot be reached: %(error)s.")
+            return Check("list", False, message, {"error": error})
+
+    def register(self, links: Links) -> Iterator[Check]:
+        """Have events sent to an address of ours: a row at Mailjet for each type.
+
+        A new address takes the place of an older one of ours: SECRET_KEY or PUBLIC_URL
+        may have changed. Somebody else's is left alone.
+        """
+        url = links.url("mailjet", EVENTS)
+        # A row that Mailjet has given up is dead, and has to be told to live again.
+        address = {"Url": url, "Version": 2, "Status": "alive"}
+        endpoint = self.client("v3").eventcallbackurl
+        try:
+            rows = _callbacks(self._ask("eventcallbackurl"))
+            for kind in EVENT_TYPES:
+                row = rows.get(kind)
+                if row is None:
+                    data = {"EventType": kind, **address}
+                    self.call(partial(endpoint.create, data, allow_redirects=False))
+                elif _is_ours(row, links):
+                    self.call(
+                        partial(
+                            endpoint.update, row["ID"], address, allow_redirects=False
+                        )
+                    )
+            yield _registered(self._ask("eventcallbackurl"), links)
+        except (KeysRefused, TryLater, Refused) as error:
+            yield _not_asked(error)
 
     def _ask(self, resource: str, id: str | None = None) -> list[dict[str, Any]]:
+        # Without a limit it is 10 rows.
         endpoint = getattr(self.client("v3"), resource)
         answer = self.call(
             lambda: endpoint.get(
@@ -183,9 +228,72 @@ class Mailjet:
             if response is None:
                 raise NoAnswer(type(error).__name__) from None
             raise _failure_of(response) from None
-        if answer.status_code >= 300:
+        # 304 answers a PUT that changes nothing.
+        if answer.status_code >= 300 and answer.status_code != 304:
             raise _failure_of(answer)
         return answer
+
+
+# --- what the doctor is told -----------------------------------------------------
+
+
+def _not_asked(error: Exception) -> Check:
+    message = marked("Mailjet could not be asked: %(error)s.")
+    return Check("mailjet", False, message, {"error": error})
+
+
+def _sender(settings: Settings, rows: list[dict[str, Any]]) -> Check:
+    sender = (settings.mail_from.email if settings.mail_from else "").lower()
+    domain = sender.rpartition("@")[2]
+    good = any(
+        row.get("Status") == "Active"
+        and str(row.get("Email", "")).lower() in (sender, f"*@{domain}")
+        for row in rows
+    )
+    if good:
+        return Check("sender", True, marked("MAIL_FROM is validated at Mailjet."))
+    message = marked("MAIL_FROM is not an active sender at Mailjet: validate it there.")
+    return Check("sender", False, message)
+
+
+def _callbacks(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the row of each event type; backup addresses are rows of their own."""
+    return {str(row.get("EventType")): row for row in rows if not row.get("IsBackup")}
+
+
+def _is_ours(row: Mapping[str, Any], links: Links) -> bool:
+    """Tell whether an address is this service's, under whatever host and key."""
+    url = str(row.get("Url"))
+    return url.startswith(links.prefix("mailjet")) or links.signed("mailjet", url)
+
+
+def _registered(rows: list[dict[str, Any]], links: Links) -> Check:
+    """Return whether Mailjet sends us all events that we want."""
+    callbacks = _callbacks(rows)
+    missing, others = [], []
+    for kind in EVENT_TYPES:
+        row = callbacks.get(kind, {})
+        url = str(row.get("Url"))
+        here = url.startswith(links.prefix("mailjet")) and links.signed("mailjet", url)
+        if row and not _is_ours(row, links):
+            others.append(kind)
+        elif not here or row.get("Status") == "dead":
+            missing.append(kind)
+    if others:
+        message = marked(
+            "For these events another address is registered at Mailjet, and it was "
+            "left alone: %(types)s. Delete it there, then POST /doctor."
+        )
+        return Check("events", False, message, {"types": ", ".join(others)})
+    if missing:
+        message = marked(
+            "Mailjet does not tell us of these events: %(types)s. POST /doctor."
+        )
+        return Check("events", False, message, {"types": ", ".join(missing)})
+    return Check("events", True, marked("Mailjet tells us what becomes of mails."))
+
+
+# --- what went wrong -------------------------------------------------------------
 
 
 def _failure_of(response: Any) -> Exception:

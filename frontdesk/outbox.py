@@ -7,6 +7,7 @@ each kind); how a handler can fail is said by the exceptions here.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,7 @@ BACKOFF = (5, 15, 60, 300, 900, 1800, 3600, 7200, *[14400] * 6, *[28800] * 6)
 LEASE = 60  # seconds, longer than the worst attempt: two requests
 REST = 9  # times the work of a delivery: a tenth of a core is its share
 MAX_REST = 0.1  # seconds, for who waits for the end
+QUIET = 1  # seconds without a visitor, after which no rest is needed
 PAUSE = 20  # seconds between tries while Mailjet refuses our keys
 IDLE = 30  # seconds between looks for what another worker left due
 TROUBLE = 5  # seconds to wait when the database does not answer
@@ -88,6 +90,7 @@ class Outbox:
     handlers: for each kind of delivery what hands it over, given the delivery's ref;
     it raises Refused, KeysRefused or TryLater.
     rounds: done after each drain (they know themselves how often there is work).
+    sleep: how to rest for some seconds.
     """
 
     def __init__(
@@ -97,18 +100,25 @@ class Outbox:
         handlers: Mapping[str, Handler],
         rounds: Sequence[Callable[[float], None]] = (),
         clock: Callable[[], float] = time.time,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._database = database
         self._queue = queue
         self._handlers = handlers
         self._rounds = rounds
         self._clock = clock
+        self._sleep = sleep
+        self._visitor_at = -math.inf  # of time.monotonic()
         self._wake = threading.Event()
         self._stopping = False
         self._give_up_at = 0.0  # of time.monotonic()
         self._thread: threading.Thread | None = None
         self._holding: Claimed | None = None
         self.paused_until = 0.0
+
+    def visitor_came(self) -> None:
+        """Say that this process is serving a visitor."""
+        self._visitor_at = time.monotonic()
 
     def nudge(self) -> None:
         """Say that something may be due."""
@@ -187,8 +197,9 @@ class Outbox:
             started = time.thread_time()
             self._deliver(delivery)
             self._holding = None
-            # 4. Rest: visitors go first, and who clears a backlog is in no hurry.
-            time.sleep(min(REST * (time.thread_time() - started), MAX_REST))
+            # 4. Rest while there are visitors: they share the interpreter's lock.
+            if time.monotonic() - self._visitor_at < QUIET:
+                self._sleep(min(REST * (time.thread_time() - started), MAX_REST))
 
     def _deliver(self, delivery: Claimed) -> None:
         try:

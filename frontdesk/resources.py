@@ -35,6 +35,7 @@ class Resource:
     # The policy that a request of a method is limited by; see limits.Limits.
     limited: ClassVar[Mapping[str, str]] = {}
     for_owner = False  # opened by the admin token only
+    more_for_owner = False  # open to all, but says more to the admin token
     by_token = False  # opened by a mailed link: pages of any origin may POST
     with_credentials = False  # browsers may send cookies with it, as beacons always do
     form = ""  # the path of the form whose text an error page gives back

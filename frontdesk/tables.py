@@ -122,16 +122,22 @@ class Tally(Table):
         )
         return execute(sql, name, period, n, ceiling).fetchone() is not None
 
+    @staticmethod
+    def last(name: str, before: str) -> str:
+        """Return the last period before one in which something was counted, or ""."""
+        sql = "SELECT max(period) FROM tally WHERE name = ? AND period < ?"
+        return execute(sql, name, before).fetchone()[0] or ""
+
     @classmethod
     @transaction
-    def spend_all(cls, ceilings: Mapping[str, int], period: str) -> bool:
-        """Count one more of each name, or, where one has no room, of none."""
+    def spend_all(cls, ceilings: Mapping[str, int], period: str, n: int = 1) -> bool:
+        """Count n more of each name, or, where one has no room, of none."""
         spent: list[str] = []
         for name, ceiling in ceilings.items():
-            if not cls.spend(name, period, ceiling):
-                sql = "UPDATE tally SET n = n - 1 WHERE name = ? AND period = ?"
+            if not cls.spend(name, period, ceiling, n):
+                sql = "UPDATE tally SET n = n - ? WHERE name = ? AND period = ?"
                 for other in spent:
-                    execute(sql, other, period)
+                    execute(sql, n, other, period)
                 return False
             spent.append(name)
         return True

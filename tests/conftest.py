@@ -25,6 +25,8 @@ import models
 from api import Frontdesk, create_app
 from frontdesk.database import current, execute, open_database
 from frontdesk.limits import LimitsFile
+from frontdesk.links import Links
+from frontdesk.mailjet import Check
 from frontdesk.settings import Address, Settings
 from tests.standin import StandIn
 
@@ -64,8 +66,11 @@ class Mailbox:
     def sync(self, list_id: str, email: str, standing: str) -> None:
         self.synced.append((list_id, email, standing))
 
-    def check(self, settings: Settings) -> Iterator[tuple[str, bool, str]]:
-        yield "mailjet", True, "A test's mailbox."
+    def check(self, settings: Settings, links: Links) -> Iterator[Check]:
+        yield Check("mailjet", True, "A test's mailbox.")
+
+    def register(self, links: Links) -> Iterator[Check]:
+        yield Check("events", True, "A test's mailbox tells nothing.")
 
 
 @dataclass
@@ -98,6 +103,10 @@ class Desk:
         """Close this thread's connections, and what all threads share."""
         self.app.service.limits.store.close()
         self.app.service.database.close()
+
+    def health(self) -> Any:
+        """Return what /health tells the owner."""
+        return self.owner("GET", "/health").json
 
     def messages(self) -> list[dict[str, Any]]:
         return self.owner("GET", "/export/messages.json").json

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
+from urllib.parse import parse_qsl
 
 
 @dataclass
@@ -35,6 +36,62 @@ class Answer:
     body: Any = None
     headers: dict[str, str] = field(default_factory=dict)
     hang: threading.Event | None = None
+
+
+class Callbacks:
+    """The addresses that Mailjet sends events to, kept as Mailjet keeps them.
+
+    One row for each type, and one more for a backup: a POST for what is there is
+    refused with 400, a PUT changes a row by its ID, and one that changes nothing gets
+    304. A GET without a Limit returns 10 rows.
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def add(self, kind: str, url: str, **more: Any) -> dict[str, Any]:
+        """Keep an address, as its owner registered it before."""
+        row = {
+            **{"ID": len(self.rows) + 1, "APIKeyID": 7, "EventType": kind, "Url": url},
+            **{"Version": 1, "Status": "alive", "IsBackup": False},
+            **more,
+        }
+        self.rows.append(row)
+        return row
+
+    def url(self, kind: str) -> str:
+        """Return the address of a type."""
+        [row] = [r for r in self.rows if r["EventType"] == kind and not r["IsBackup"]]
+        return str(row["Url"])
+
+    def __call__(self, request: Request) -> Answer:
+        """Answer a request for eventcallbackurl."""
+        path, _, query = request.path.partition("?")
+        if request.method == "GET":
+            limit = int(dict(parse_qsl(query)).get("Limit", 10))
+            return self._rows(200, self.rows[:limit])
+        if request.method == "POST":
+            row = {"IsBackup": False, **request.body}
+            key = row["EventType"], row["IsBackup"]
+            if any((r["EventType"], r["IsBackup"]) == key for r in self.rows):
+                what = f"MJ18 A EventCallbackURL resource with value {key} exists."
+                return Answer(400, {"ErrorMessage": what, "StatusCode": 400})
+            return self._rows(
+                201, [self.add(row.pop("EventType"), row.pop("Url"), **row)]
+            )
+        row_id = path.rstrip("/").rpartition("/")[2]
+        for row in self.rows:
+            if str(row["ID"]) == row_id:
+                if row == {**row, **request.body}:
+                    return Answer(304, b"")
+                row.update(request.body)
+                return self._rows(200, [row])
+        return Answer(404, {"ErrorMessage": "Object not found", "StatusCode": 404})
+
+    @staticmethod
+    def _rows(status: int, rows: list[dict[str, Any]]) -> Answer:
+        body = {"Count": len(rows), "Data": rows, "Total": len(rows)}
+        return Answer(status, body)
 
 
 def success(request: Request) -> Answer:
@@ -74,13 +131,15 @@ class LocalServer:
 class StandIn(LocalServer):
     """Mailjet on a local port.
 
-    requests holds what came in; answer may be replaced by any function of a Request;
+    requests holds what came in; answer may be replaced by any function of a Request
+    (but for those about event addresses: see callbacks);
     wait(n) returns once n requests are there (the bound only ends a failing test).
     """
 
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.requests: list[Request] = []
         self.answer: Callable[[Request], Answer] = success
+        self.callbacks = Callbacks()
         self._came = threading.Condition()
         stand_in = self
 
@@ -100,7 +159,10 @@ class StandIn(LocalServer):
                 with stand_in._came:
                     stand_in.requests.append(request)
                     stand_in._came.notify_all()
-                answer = stand_in.answer(request)
+                if "eventcallbackurl" in request.path:
+                    answer = stand_in.callbacks(request)
+                else:
+                    answer = stand_in.answer(request)
                 if answer.hang is not None:
                     answer.hang.wait(60)
                 body = answer.body

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from frontdesk.database import current
-from frontdesk.mailjet import LogTransport, Mailjet
+from frontdesk.links import Links
+from frontdesk.mailjet import Check, LogTransport, Mailjet
 from frontdesk.settings import Address, Settings
 from owner import Doctor
 from tests.conftest import TOKEN, Desk
@@ -243,11 +244,11 @@ def test_a_hanging_mailjet_does_not_keep_the_owner_waiting(desk: Desk) -> None:
     started = threading.Event()
 
     class Hanging(LogTransport):
-        def check(self, settings: Settings) -> Iterator[tuple[str, bool, str]]:
-            yield "mailjet", True, "The keys are fine."
+        def check(self, settings: Settings, links: Links) -> Iterator[Check]:
+            yield Check("mailjet", True, "The keys are fine.")
             started.set()
             release.wait(20)
-            yield "sender", True, "Too late."
+            yield Check("sender", True, "Too late.")
 
     try:
         found = checks(examine(desk, Hanging(), seconds=0.5))

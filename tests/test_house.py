@@ -79,6 +79,7 @@ ONLY_A_TOKEN = {
     "/newsletter/unsubscribe/{token}",
     "/newsletter/not-me/{token}",
     "/release/{token}",
+    "/mailjet/{token}",
 }
 LIMITED = {
     "/contact": {"POST": "contact"},

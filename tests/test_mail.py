@@ -16,10 +16,9 @@ import trustme
 
 from frontdesk.links import BadLinkError, Links
 from frontdesk.mailjet import LogTransport, Mailjet, RefusedReplyTo
-from frontdesk.outbox import KeysRefused, NoAnswer, Refused, TryLater
+from frontdesk.outbox import MAX_RETRY_AFTER, KeysRefused, NoAnswer, Refused, TryLater
 from frontdesk.settings import Address, Settings, Window
 from frontdesk.tables import DAY
-from mail import MAX_RETRY_AFTER
 from models import Delivery, Message
 from tests.conftest import NOON, ROOT, Clock, Desk, free_port
 from tests.standin import Answer, Request, StandIn, success

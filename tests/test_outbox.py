@@ -138,7 +138,7 @@ def test_a_failed_try_is_repeated_later_and_later(desk: Desk, clock: Clock) -> N
     waits = [later - earlier for earlier, later in pairwise(tries)]
     assert waits == list(BACKOFF[:3])
     assert waiting()[0]["error"] == "no"
-    assert desk.client.simulate_get("/health").json["outbox"]["waiting"] == 1
+    assert desk.health()["outbox"]["waiting"] == 1
     failing(desk, None)
     assert len(desk.drain()) == 1
     assert waiting() == []
@@ -161,7 +161,7 @@ def test_after_three_days_a_mail_is_dead_and_kept(desk: Desk, clock: Clock) -> N
     [row] = waiting()
     assert row["due_at"] is None
     assert row["error"] == "Mailjet answered 500, for three days"
-    outbox = desk.client.simulate_get("/health").json["outbox"]
+    outbox = desk.health()["outbox"]
     assert (outbox["waiting"], outbox["oldest_seconds"], outbox["dead"]) == (0, 0, 1)
     failing(desk, None)
     clock.advance(DAY)
@@ -206,7 +206,7 @@ def test_a_permanent_refusal_is_dead_at_once_and_kept(
     desk.drain()
     [row] = waiting()
     assert (row["due_at"], row["error"]) == (None, "Mailjet answered 413")
-    assert desk.client.simulate_get("/health").json["outbox"]["dead"] == 1
+    assert desk.health()["outbox"]["dead"] == 1
     [record] = [r for r in caplog.records if r.levelno == logging.ERROR]
     assert "is dead, Mailjet answered 413" in record.getMessage()
     assert len(desk.messages()) == 1
@@ -222,7 +222,7 @@ def test_refused_keys_pause_the_queue_and_lose_nothing(
         desk.drain()
         desk.drain()
     assert tries == [NOON]  # one try found out
-    assert desk.client.simulate_get("/health").json["outbox"]["waiting"] == 3
+    assert desk.health()["outbox"]["waiting"] == 3
     for _ in range(200):  # for days
         clock.advance(PAUSE + DAY / 20)
         desk.drain()
@@ -260,6 +260,7 @@ def test_a_backlog_leaves_the_processor_to_visitors(desk: Desk) -> None:
             pass
 
     desk.mailbox.fail = work
+    desk.app.outbox.visitor_came()
     wall, busy = time.monotonic(), time.thread_time()
     assert len(desk.drain()) == 4
     wall, busy = time.monotonic() - wall, time.thread_time() - busy

@@ -174,10 +174,10 @@ def test_health_tells_how_it_goes(desk: Desk, clock: Clock) -> None:
     assert answer.json["status"] == "ok"
     assert answer.json["version"] == VERSION
     assert answer.json["database"] == "ok"
-    outbox = answer.json["outbox"]
+    outbox = desk.health()["outbox"]
     assert (outbox["waiting"], outbox["oldest_seconds"], outbox["dead"]) == (1, 90, 0)
     desk.drain()
-    outbox = desk.client.simulate_get("/health").json["outbox"]
+    outbox = desk.health()["outbox"]
     assert (outbox["waiting"], outbox["oldest_seconds"], outbox["dead"]) == (0, 0, 0)
 
 
@@ -201,7 +201,8 @@ def test_health_is_503_when_the_database_fails(desk: Desk, table: str) -> None:
     assert answer.status_code == 503
     assert int(answer.headers["retry-after"]) > 0
     assert answer.json["status"] == answer.json["database"] == "error"
-    assert set(answer.json["outbox"]) >= {"waiting", "oldest_seconds", "dead"}
+    assert answer.json["outbox"] in ("ok", "late")
+    assert set(desk.health()["outbox"]) >= {"waiting", "oldest_seconds", "dead"}
 
 
 @contextmanager
@@ -260,6 +261,8 @@ def test_messages_are_exported_whole(desk: Desk, clock: Clock) -> None:
         "page": "",
         "held": False,
         "mailed_at": iso(NOON + 1),
+        "delivery": None,
+        "delivery_reason": None,
     }
     assert second["id"] == held.json["id"]
     assert (second["held"], second["mailed_at"]) == (True, None)
@@ -405,6 +408,7 @@ def test_subscribers_and_hits_are_exported(desk: Desk) -> None:
             "confirmed_at": None,
             "left_at": None,
             "page": "",
+            "unsubscribe_url": None,
         }
     ]
     assert desk.owner("GET", "/export/hits.json").json == [

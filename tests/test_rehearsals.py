@@ -438,7 +438,8 @@ def export(server: Server, name: str) -> Any:
 def settled(server: Server) -> list[Any]:
     """Return what the owner can export once all mails are accounted for."""
     deadline = time.monotonic() + 20
-    while requests.get(f"{server.url}/health").json()["outbox"]["waiting"]:
+    health = f"{server.url}/health"
+    while requests.get(health, headers=OWNER).json()["outbox"]["waiting"]:
         assert time.monotonic() < deadline, server.log
         time.sleep(0.02)
     return [export(server, name) for name in ("messages", "subscribers", "hits")]
