@@ -36,6 +36,7 @@ from frontdesk.limits import Limits, RateLimits
 from frontdesk.links import BadLinkError, Links
 from frontdesk.mailjet import Transport, transport_for
 from frontdesk.outbox import Outbox
+from frontdesk.receipts import Receipt
 from frontdesk.resources import Resource, Service
 from frontdesk.settings import VERSION, Settings, Window
 from frontdesk.tables import keyed_hash, local_secret, prepare, to_json
@@ -50,7 +51,7 @@ from middleware import (
     client_key,
     truncated,
 )
-from models import Delivery, Message, Receipt, Subscriber, Verdict, count_trapped
+from models import Delivery, Message, Subscriber, Verdict, count_trapped
 
 DUPLICATE_BODY_SECONDS = 600
 IDEMPOTENCY_SECONDS = 86400

@@ -17,6 +17,7 @@ from peewee import BigAutoField, BooleanField, DoubleField, IntegerField, TextFi
 from frontdesk.counter import Hit, Page, Visitor, rotate_salt
 from frontdesk.database import current, execute, insert, transaction
 from frontdesk.mailboxes import folded, is_large
+from frontdesk.receipts import Receipt
 from frontdesk.tables import (
     DAY,
     UNLIMITED,
@@ -47,69 +48,6 @@ CONSENT = "confirmation mail, wording of 2026-11"
 
 
 # --- messages --------------------------------------------------------------------
-
-
-class Receipt(Table):
-    """Which message a submission became, while a repeat must find it again."""
-
-    key = TextField(primary_key=True)
-    message_id = TextField()
-    expires_at = DoubleField()
-
-    class Meta:
-        without_rowid = True
-
-    @staticmethod
-    @transaction
-    def claim(key: str, message_id: str, now: float, seconds: int) -> str:
-        """Return the message that owns the key, this one if none does yet."""
-        sql = (
-            "INSERT INTO receipt (key, message_id, expires_at) VALUES (?, ?, ?) "
-            "ON CONFLICT (key) DO UPDATE SET "
-            "message_id = CASE WHEN receipt.expires_at <= ? "
-            "THEN excluded.message_id ELSE receipt.message_id END, "
-            "expires_at = CASE WHEN receipt.expires_at <= ? "
-            "THEN excluded.expires_at ELSE receipt.expires_at END "
-            "RETURNING message_id"
-        )
-        row = execute(sql, key, message_id, now + seconds, now, now).fetchone()
-        return str(row[0])
-
-    @classmethod
-    def recall(cls, keys: Mapping[str, int], now: float) -> str | None:
-        """Return the message that one of the keys belongs to, None if none does.
-
-        The other keys belong to it, too, from then on.
-        """
-        marks = ", ".join("?" * len(keys))
-        sql = (
-            f"SELECT key, message_id FROM receipt WHERE key IN ({marks}) "  # noqa: S608
-            "AND expires_at > ?"
-        )
-        known = dict(execute(sql, *keys, now).fetchall())
-        owner = next((known[key] for key in keys if key in known), None)
-        if owner is not None and len(known) < len(keys):
-            cls.claim_all(keys, owner, now)
-        return owner
-
-    @classmethod
-    @transaction
-    def claim_all(cls, keys: Mapping[str, int], message_id: str, now: float) -> str:
-        """Return the message that one of the keys belongs to, this one if none does.
-
-        keys: the seconds that each holds. Those before the one that was known belong
-        to its message from now on; those after it stay as they are.
-        """
-        claimed: list[str] = []
-        for key, seconds in keys.items():
-            owner = cls.claim(key, message_id, now, seconds)
-            if owner != message_id:
-                for mine in claimed:
-                    sql = "UPDATE receipt SET message_id = ? WHERE key = ?"
-                    execute(sql, owner, mine)
-                return owner
-            claimed.append(key)
-        return message_id
 
 
 class Verdict(NamedTuple):
@@ -186,7 +124,7 @@ class Message(Table):
         if cls._spend_room("held", HELD_PER_HOUR, row, now, weight):
             insert("message", {**row, "doubtful": False, "held_at": now})
             return message_id
-        execute("DELETE FROM receipt WHERE message_id = ?", message_id)
+        Receipt.forget(message_id)
         Tally.spend("held, not stored", day_of(now), UNLIMITED)
         return None
 
