@@ -20,6 +20,9 @@ import hits
 import owner
 from frontdesk import forms
 from frontdesk.answers import (
+    CONTACT_PATHS,
+    NEWSLETTER_PATHS,
+    AddressConverter,
     Errors,
     Site,
     is_multipart,
@@ -133,6 +136,7 @@ def set_up(app: Frontdesk) -> None:
     """Tell Falcon about paths, errors and JSON."""
     app.req_options.strip_url_path_trailing_slash = True
     app.resp_options.media_handlers[falcon.MEDIA_JSON] = JSONHandler(to_json)
+    app.router_options.converters["address"] = AddressConverter
     errors = Errors(app.service.site)
     app.set_error_serializer(errors.serialize)
     app.add_error_handler(Exception, errors.unexpected)
@@ -151,13 +155,8 @@ def routes(service: Service) -> tuple[tuple[str, Resource], ...]:
         ("/", Home(service)),
         ("/thanks", Thanks(service)),
         ("/openapi.json", OpenApi(service)),
-        ("/contact", contact),
-        ("/f/contact", contact),
-        ("/p/{project}/f/contact", contact),
-        ("/newsletter", newsletter),
-        ("/f/newsletter", newsletter),
-        ("/f/{form}", UnknownForm(service)),
-        ("/p/{project}/f/{form}", UnknownForm(service)),
+        *((path, contact) for path in CONTACT_PATHS),
+        *((path, newsletter) for path in NEWSLETTER_PATHS),
         ("/newsletter/confirm/{token}", Confirm(service)),
         ("/newsletter/unsubscribe/{token}", Unsubscribe(service)),
         ("/newsletter/not-me/{token}", NotMe(service)),
@@ -250,11 +249,12 @@ class Contact(Resource):
     limited = {"POST": "contact"}
     form = "/contact"
 
-    def on_post(self, req: Request, resp: Response, project: str = "") -> None:
+    def on_post(self, req: Request, resp: Response, **_key: str) -> None:
         """Store a message; its mail follows."""
         now = self._clock()
         values = forms.read(req)
-        contact = forms.contact(values)
+        self._site.refuse_foreign(values)
+        contact = forms.contact(values, self._site.own)
         next_url = self._site.next_url(req, values, contact.next, "/thanks")
         keys = self._keys(req, contact)
         message_id = Receipt.recall(keys, now)
@@ -273,6 +273,8 @@ class Contact(Resource):
         if wants_html(req):
             raise falcon.HTTPSeeOther(next_url)
         succeed(resp, next_url, "Thank you, your message is on its way.", id=message_id)
+        if req.uri_template == "/ajax/{any}":  # as FormSubmit's clients expect
+            resp.media["success"] = "true"
 
     def _row(
         self, req: Request, values: Mapping[str, str], contact: ContactForm
@@ -403,18 +405,6 @@ def _session_data(req: Request, now: float) -> tuple[float | None, bool]:
         return None, False
 
 
-class UnknownForm(Resource):
-    """A form service's endpoint that is no form of ours."""
-
-    def on_post(self, req: Request, resp: Response, **params: str) -> None:
-        """Say which forms there are."""
-        raise forms.error(
-            falcon.HTTP_404,
-            "FORM_NOT_FOUND",
-            "There is no such form: it is /f/contact or /f/newsletter.",
-        )
-
-
 # --- newsletter ------------------------------------------------------------------
 
 
@@ -424,10 +414,11 @@ class Newsletter(Resource):
     limited = {"POST": "newsletter"}
     form = "/newsletter"
 
-    def on_post(self, req: Request, resp: Response) -> None:
+    def on_post(self, req: Request, resp: Response, **_key: str) -> None:
         """Sign an address up, pending its owner's confirmation."""
         values = forms.read(req)
-        signup, now = forms.signup(values), self._clock()
+        self._site.refuse_foreign(values)
+        signup, now = forms.signup(values, self._site.own), self._clock()
         if signup.honeypot:
             count_trapped(now)
         else:

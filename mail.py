@@ -51,7 +51,7 @@ class Composer:
             reply_to_dropped=not reply_to,
             maybe_spam=message.doubtful,
         )
-        if reply_to:
+        if reply_to and message.email:
             mail["ReplyTo"] = _mailjet_address(Address(message.name, message.email))
         return mail | {"CustomID": message.id}
 
@@ -94,7 +94,7 @@ class Composer:
             {
                 "who": f"{m.name} <{m.email}>" if m.name else m.email,
                 "subject": m.subject,
-                "first_line": next(iter(m.message.splitlines()), "")[:200],
+                "first_line": m.message.partition("\n")[0][:200],
                 "reasons": json.loads(m.spam_reasons),
                 "received_at": iso(m.received_at),
                 "release_url": self._links.url("release", m.id),

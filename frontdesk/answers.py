@@ -5,19 +5,29 @@ from __future__ import annotations
 import base64
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from functools import lru_cache
 from typing import Any
 
 import falcon
 from falcon import Request, Response, mediatypes
 
-from frontdesk import forms, pages
+from frontdesk import fields, forms, pages
+from frontdesk.languages import Language, marked
 from frontdesk.places import place_of
 from frontdesk.settings import Settings, origin_of
 
 log = logging.getLogger("frontdesk")
 
+# The addresses of the services that people come from lead to the same two forms; the
+# key or recipient in such an address means nothing here.
+CONTACT_PATHS = (
+    *("/contact", "/f/{any}", "/p/{project}/f/{any}", "/s/{any}", "/submit"),
+    *("/ajax/{any}", "/{address:address}"),
+)
+NEWSLETTER_PATHS = (
+    *("/newsletter", "/f/newsletter", "/p/{project}/f/newsletter", "/s/newsletter"),
+)
 MEDIA_SVG = "image/svg+xml"
 PIXEL = base64.b64decode("R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7")
 IMAGE_PROXIES = re.compile(r"camo|imageproxy|yahoomailproxy|ggpht")
@@ -49,10 +59,12 @@ def _wants_html(accept: str) -> bool | None:
 
 
 def succeed(resp: Response, next_url: str, message: str, **more: object) -> None:
-    """Answer with the JSON that Formspree's and Web3Forms' clients read."""
+    """Answer with the JSON that the clients of all form services read."""
     resp.media = {
         "ok": True,
         "success": True,
+        "status": "success",  # Formcarry's clients read this or code
+        "code": 200,
         "next": next_url,
         "message": message,
         **more,
@@ -65,6 +77,8 @@ class Site:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._allows = settings.origins.allows
+        addresses = (settings.mail_to, settings.mail_from)
+        self.own = frozenset(a.email.lower() for a in addresses if a)
         self.home = None if settings.origins.any else settings.allowed_origins[0]
 
     @staticmethod
@@ -74,6 +88,16 @@ class Site:
         url = values.get(forms.FROM) or req.get_header("Referer") or ""
         url = url.partition("?")[0].partition("#")[0]
         return forms.clean(url)[:500] if origin_of(url) else ""
+
+    def refuse_foreign(self, values: Mapping[str, str]) -> None:
+        """Hold a form that our own page gave back to the page that it came from.
+
+        A browser vouches for our own pages, but one that was refused for its origin
+        is not let in by being sent again from ours. Raises Rejected (403).
+        """
+        url = values.get(forms.FROM, "")
+        if url and origin_of(url) and not self._allows(url):
+            raise blocked(url)
 
     def sender(self, req: Request, values: Mapping[str, str]) -> str | None:
         """Return the page to go back to, as far as it can be known."""
@@ -111,16 +135,37 @@ class Site:
         return origin, f"{scheme}://{twin}"
 
 
+def blocked(url: str) -> forms.Rejected:
+    """Return the error of a page that may not send forms here."""
+    host = (origin_of(url) or "").partition("://")[2] or "This origin"
+    return forms.error(
+        falcon.HTTP_403,
+        "BLOCKED",
+        marked(
+            "%(host)s is not allowed here: the owner can add it to ALLOWED_ORIGINS."
+        ),
+        host=host,
+    )
+
+
+class AddressConverter(falcon.routing.BaseConverter):
+    """FormSubmit's path is a mail address: one @. Anything else is not found."""
+
+    def convert(self, value: str) -> str | None:
+        """Return what is in the path, or None where it is no address."""
+        return value if value.count("@") == 1 else None
+
+
 # --- errors ----------------------------------------------------------------------
 
 # What Falcon raises by itself; its own sentences may repeat what the client sent.
 PLAIN_ERRORS = {
-    400: ("MALFORMED", "This request could not be read."),
-    404: ("NOT_FOUND", "There is nothing here."),
-    405: ("METHOD_NOT_ALLOWED", "This method does not work here."),
-    413: ("TOO_LARGE", "The body is too large."),
-    415: ("UNSUPPORTED_TYPE", "This type of body is not understood."),
-    500: ("INTERNAL", "Something went wrong here; it has been logged."),
+    400: ("MALFORMED", marked("This request could not be read.")),
+    404: ("NOT_FOUND", marked("There is nothing here.")),
+    405: ("METHOD_NOT_ALLOWED", marked("This method does not work here.")),
+    413: ("TOO_LARGE", marked("The body is too large.")),
+    415: ("UNSUPPORTED_TYPE", marked("This type of body is not understood.")),
+    500: ("INTERNAL", marked("Something went wrong here; it has been logged.")),
 }
 
 
@@ -145,14 +190,13 @@ def error_body(errors: list[Any]) -> dict[str, Any]:
 class Errors:
     """Every error in one shape, from one place."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, language: Language | None = None) -> None:
         self._site = site
+        self._language = language or Language()
 
     def serialize(self, req: Request, resp: Response, error: falcon.HTTPError) -> None:
         """Answer with JSON, with a page, or with a picture where one was asked for."""
-        errors = getattr(error, "errors", None)
-        if errors is None:
-            errors = plain_error(error.status_code)
+        errors = getattr(error, "errors", None) or plain_error(error.status_code)
         resource = req.context.resource
         if resource and resource.picture and req.method in ("GET", "HEAD"):
             self._picture(req, resp, resource.picture)
@@ -161,33 +205,75 @@ class Errors:
         else:
             resp.media = self._json(req, errors)
 
-    @staticmethod
-    def _json(req: Request, errors: list[Any]) -> dict[str, Any]:
+    def _told(self, error: Any) -> dict[str, str]:
+        sentence = self._language.text(error["message"], **error.get("values", {}))
+        field = {"field": error["field"]} if "field" in error else {}
+        return {"code": error["code"], **field, "message": sentence}
+
+    def _json(self, req: Request, errors: list[Any]) -> dict[str, Any]:
         resource = req.context.resource
         limited = resource and errors[0]["code"] == "RATE_LIMITED"
-        return error_body(errors) | (resource.over_limit if limited else {})
+        body = error_body([self._told(error) for error in errors])
+        return body | (resource.over_limit if limited else {})
 
     def _page(
         self, req: Request, resp: Response, error: falcon.HTTPError, errors: list[Any]
     ) -> None:
+        """Show what is wrong, and give back what was typed to a form of ours."""
+        values = _sent(req, error.status_code)
         form: dict[str, Any] | None = None
         targets: tuple[str, ...] = ()
-        typed = getattr(error, "values", None)
-        values = {**(typed or {}), forms.FROM: self._site.referrer(req, typed or {})}
-        if typed is not None:
-            form = _form_again(req, values, errors)
-            wanted = forms.first(values, forms.NEXT)
+        if values is not None:
+            came_from = (
+                self._site.referrer(req, values) or req.get_header("Origin") or ""
+            )
+            form = self._form_again(req, values, came_from, errors)
+            wanted = forms.wanted_next(values)
             next_url = self._site.next_url(req, values, wanted, "/thanks")
             targets = self._site.landings(next_url)
+        # The template looks a field's error up by its name.
+        told = [
+            self._told(error) | {"field": error.get("name", error.get("field"))}
+            for error in errors
+        ]
         self._site.show(
             resp,
             "error.html",
             *targets,
-            title="Almost there" if form else "Sorry, that did not work",
-            errors=errors,
-            back_url=self._site.sender(req, values),
+            title=self._language.text(ALMOST if form else FAILED),
+            errors=told,
+            advice=self._language.text(ADVICE.get(error.status_code, ADVICE[422])),
+            back_url=self._site.sender(req, values or {}),
             form=form,
         )
+
+    def _form_again(
+        self, req: Request, values: Mapping[str, str], came_from: str, errors: list[Any]
+    ) -> dict[str, Any]:
+        """Return a form that gives the typed text back and posts again."""
+        # The path by name: a request to //f/contact must not become a host's name.
+        action = req.context.resource.form
+        wrong = {error.get("name") for error in errors}
+        own = self._site.own
+        shown = [
+            self._field(name, text, None if name in wrong else own)
+            for name, text in values.items()
+            if fields.meaning(name) != "honeypot" and name != forms.FROM
+        ]
+        missing = [name for name in wrong if name and name not in values]
+        if all(item["kind"] == "hidden" for item in shown):
+            missing = ["email"] if action == "/newsletter" else ["email", "message"]
+        shown += [self._field(name, "", None) for name in missing]
+        if came_from:
+            shown.append(self._field(forms.FROM, came_from, ()))
+        return {"action": action, "multipart": is_multipart(req), "fields": shown}
+
+    def _field(
+        self, name: str, text: str, own: Container[str] | None
+    ) -> dict[str, str]:
+        shape = kind(name, text, own)
+        shown_as = self._language.text(label(name))
+        return {"name": name, "value": text, "label": shown_as, "kind": shape}
 
     @staticmethod
     def _picture(req: Request, resp: Response, media: str) -> None:
@@ -211,7 +297,7 @@ class Errors:
         raise forms.error(
             falcon.HTTP_503,
             "NOT_STORED",
-            "This could not be stored, please try again in a moment.",
+            marked("This could not be stored, please try again in a moment."),
             {"Retry-After": "5"},
         )
 
@@ -223,22 +309,39 @@ class Errors:
         raise falcon.HTTPInternalServerError
 
 
-def _form_again(
-    req: Request, values: Mapping[str, str], errors: list[Any]
-) -> dict[str, Any]:
-    """Return a form that gives the typed text back and posts again."""
-    # The path by name: a request to //f/contact must not become a host's name.
-    action = req.context.resource.form
-    signup = action == "/newsletter"
-    missing = {e["field"]: "" for e in errors if e["code"] == "REQUIRED_FIELD_MISSING"}
-    if not any(name != forms.FROM for name in values):
-        missing = dict.fromkeys(["email"] if signup else ["email", "message"], "")
-    fields = [
-        {"name": name, "value": text, "label": label(name), "kind": kind(name, text)}
-        for name, text in {**values, **missing}.items()
-        if name not in forms.HONEYPOTS
-    ]
-    return {"action": action, "multipart": is_multipart(req), "fields": fields}
+ALMOST, FAILED = marked("Almost there"), marked("Sorry, that did not work")
+# Under the error's own sentence, where a page gives back what was typed.
+ADVICE = {
+    422: marked(
+        "Nothing is lost: what you typed is below. Please correct it and send it again."
+    ),
+    429: marked(
+        "Nothing is lost: what you typed is below. Wait a little, then send it again."
+    ),
+    403: marked(
+        "What you typed is below, so that you can copy it. It can be sent once the "
+        "site's owner has allowed this page."
+    ),
+    503: marked("Nothing is lost: what you typed is below. Please send it again soon."),
+}
+
+
+def _sent(req: Request, status: int) -> Mapping[str, str] | None:
+    """Return what a form of ours was sent, None where there is nothing to give back.
+
+    At 403 and 429 its body has not been read yet. It is now, by a browser's plain form
+    only and at most 64 KiB of it: what was typed must not be lost to a full limit.
+    """
+    resource = req.context.resource
+    if status not in ADVICE or req.method != "POST" or not (resource and resource.form):
+        return None
+    values: Mapping[str, str] | None = getattr(req.context, "form", None)
+    if values is None:
+        try:
+            values = forms.read(req)
+        except falcon.HTTPError:
+            values = getattr(req.context, "form", None)
+    return values
 
 
 def is_multipart(req: Request) -> bool:
@@ -250,22 +353,48 @@ def is_multipart(req: Request) -> bool:
     return forms.media_type(req) == falcon.MEDIA_MULTIPART
 
 
-def kind(name: str, value: str) -> str:
-    """Return what a field is shown as."""
-    if name in forms.ADDRESS:
-        return "email"
-    if name in forms.TEXT:
-        return "textarea"
-    if name in (forms.PROOF, forms.FROM, *forms.NEXT, *forms.LEFTOVERS):
-        return "hidden"
-    return "textarea" if "\n" in value or len(value) > 200 else "text"
+KINDS = {
+    **dict.fromkeys(("email", "replyto"), "email"),
+    **dict.fromkeys(("message", "details"), "textarea"),
+    **dict.fromkeys((*fields.SERVICE, "recipient", "hidden"), "hidden"),
+    **{"hidden subject": "hidden", "phone": "tel"},
+}
+
+
+def kind(name: str, value: str, own: Container[str] | None = ()) -> str:
+    """Return what a field is shown as, which can only be guessed from what it holds.
+
+    own: the owner's addresses, which a site put into a field and nobody typed. None for
+    a field that has to be changed: then it is shown in any case.
+    """
+    means = fields.meaning(name)
+    shape = "hidden" if name in (forms.PROOF, forms.FROM) else KINDS.get(means, "text")
+    if means == "replyto" and (
+        value.lower() in (own or ()) or forms.is_template(value)
+    ):
+        shape = "hidden"
+    if own is None and shape == "hidden":
+        shape = "text"
+    if shape == "text" and value == "on":  # what a browser sends for a ticked box
+        return "checkbox"
+    long = "\n" in value or len(value) > 200
+    return "textarea" if long and shape != "hidden" else shape
 
 
 def label(name: str) -> str:
-    """Return what a field is called on our pages."""
-    if name in forms.ADDRESS:
-        return "Your email"
-    if name in forms.TEXT:
-        return "Message"
-    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).replace("_", " ").strip()
+    """Return what a field is called on our pages: as its site calls it, in words."""
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    words = " ".join(re.sub(r"[_.\[\]-]+", " ", words).split())
+    known = fields.meaning(name) if name.startswith("_") or words.isupper() else ""
+    words = SERVICE_LABELS.get(known, words)
     return words[:1].upper() + words[1:]
+
+
+# For what form services call _replyto or EMAIL.
+SERVICE_LABELS = {
+    **dict.fromkeys(("email", "replyto"), marked("Your email")),
+    **dict.fromkeys(("message", "details"), marked("Message")),
+    **{"name": marked("Name"), "first": marked("First name")},
+    **{"last": marked("Last name"), "subject": marked("Subject")},
+    **{"hidden subject": marked("Subject")},
+}

@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache, wraps
 from io import BytesIO
+from itertools import chain
 from typing import Any, TypedDict, TypeVar
 from urllib.parse import parse_qsl, quote, unquote, urljoin, urlsplit
 
 import falcon
 from falcon import Request
 from falcon.media import MultipartFormHandler
+
+from frontdesk import fields
+from frontdesk.fields import meaning
+from frontdesk.languages import marked
 
 T = TypeVar("T")
 
@@ -23,36 +28,26 @@ MAX_EXTRA_FIELDS = 40
 JSON_TYPES = ("application/json", "text/plain")  # a page may send JSON as either
 MAX_PAGE = 200
 
-ADDRESS = ("email", "_replyto", "replyto", "Email")
-TEXT = ("message", "msg", "body", "comments")
-NAME = ("name", "full_name")
-NAME_PAIRS = (("firstName", "lastName"), ("first_name", "last_name"))
-SUBJECT = ("subject", "_subject", "Subject")
-NEXT = ("_next", "_redirect", "redirect")
-HONEYPOTS = ("_gotcha", "_honey", "botcheck", "bot-field")
+MAX_VALUE = 10_000
+MAX_LINE = 200  # of a name or subject
+MAX_NAMES = 200  # filled in or not: more are not looked at one by one
+
 FILE = object()  # in place of an uploaded file
 PROOF = "_frontdesk"  # our own question's signature
 FROM = "_frontdesk_page"  # where a form that our own page gave back came from
-LEFTOVERS = frozenset(
-    (
-        *("access_key", "form-name", "_captcha", "_template", "_format", "_language"),
-        *("_host_nonce", "g-recaptcha-response", "h-captcha-response"),
-        *("cf-turnstile-response", "_cc", "ccemail", "_autoresponse", "_webhook"),
-    )
-)
-SERVICE = LEFTOVERS.union(NEXT, HONEYPOTS, (PROOF, FROM))
-KNOWN = SERVICE.union(ADDRESS, TEXT, NAME, SUBJECT, *NAME_PAIRS)
 
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 class Error(TypedDict, total=False):
-    """One entry of an error answer's ``errors``."""
+    """What is wrong: where it is answered, an entry of ``errors`` is made of it."""
 
     code: str
-    field: str
-    message: str
+    field: str  # as the site calls it, where that is safe to repeat
+    message: str  # a sentence for the catalogs
+    values: dict[str, object]  # for the sentence's placeholders
+    name: str  # the field whatever it is called, for the page that gives it back
 
 
 class Rejected(falcon.HTTPError):
@@ -63,14 +58,32 @@ class Rejected(falcon.HTTPError):
         status: str,
         errors: list[Error],
         *,
-        values: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(
             status, description=errors[0]["message"], headers=dict(headers or {})
         )
         self.errors = errors
-        self.values = values  # what was typed, so that a page can give it back
+
+
+class Form(dict[str, str]):
+    """What was sent: clean text by the fields' names, in the form's order.
+
+    What came under one name several times is joined here and apart in repeated.
+    """
+
+    def __init__(self, pairs: Iterable[tuple[str, str]] = ()) -> None:
+        super().__init__()
+        self.repeated: dict[str, dict[str, None]] = {}  # names to sets in order
+        for name, text in pairs:
+            before = self.get(name)
+            if not before:
+                self[name] = text
+            elif text and text != before:
+                values = self.repeated.setdefault(name, {before: None})
+                values[text] = None
+        for name, values in self.repeated.items():
+            self[name] = ", ".join(values)
 
 
 # --- reading ---------------------------------------------------------------------
@@ -122,12 +135,40 @@ def _parser(parse: Callable[[Request], T]) -> Callable[[Request], T]:
 
 
 @_parser
-def read(req: Request) -> dict[str, str]:
-    """Return a form as a flat dict of clean text, whatever type the body has.
+def read(req: Request) -> Form:
+    """Return a form as flat clean text, whatever type the body has.
 
-    Raises Rejected: 400 MALFORMED, 413, 415, 422 for files and nested values.
+    It stays at req.context.form, for the page that gives it back when something is
+    wrong. Raises Rejected: 400 MALFORMED, 413, 415, 422 for files.
     """
-    return _flat(_pairs(media_type(req), read_bytes(req), req.content_type or ""))
+    pairs = _pairs(media_type(req), read_bytes(req), req.content_type or "")
+    leaves: list[tuple[str, Any]] = []
+    for name, value in pairs:
+        _flatten(name, value, leaves)
+    form = Form(
+        (" ".join(clean(name).split()), clean(_plain(value)))
+        for name, value in leaves
+        if value is not FILE
+    )
+    form.pop("", None)
+    req.context.form = form
+    if any(value is FILE for _, value in leaves):
+        raise _no_files()
+    return form
+
+
+def _flatten(name: str, value: Any, leaves: list[tuple[str, Any]]) -> None:
+    """Add what is not null in a JSON value: objects become a.b, lists repeat a name."""
+    if isinstance(value, dict):
+        for inner, item in value.items():
+            # A name that is too long already is refused, so that it need not grow.
+            path = name if len(name) > fields.MAX_NAME else f"{name}.{inner}"
+            _flatten(path, item, leaves)
+    elif isinstance(value, list):
+        for item in value:
+            _flatten(name, item, leaves)
+    elif value is not None:
+        leaves.append((name, value))
 
 
 @_parser
@@ -143,8 +184,10 @@ def read_page(req: Request) -> str | None:
         return body.decode()
     value = dict(_pairs(kind, body, req.content_type or "")).get("page")
     if value is FILE:
-        raise _no_files(None)
-    return None if value is None else _text_of("page", value, str)
+        raise _no_files()
+    if isinstance(value, (dict, list)):
+        raise wrong("page", "TYPE_TEXT", marked("A page must be text."))
+    return None if value is None else _plain(value)
 
 
 def _pairs(kind: str, body: bytes, content_type: str) -> Iterable[tuple[str, Any]]:
@@ -156,7 +199,7 @@ def _pairs(kind: str, body: bytes, content_type: str) -> Iterable[tuple[str, Any
         return _json_object(body)
     if not body and not kind:
         return ()
-    message = "Send a form or JSON; this type of body is not understood."
+    message = marked("Send a form or JSON; this type of body is not understood.")
     raise error(falcon.HTTP_415, "UNSUPPORTED_TYPE", message)
 
 
@@ -174,7 +217,7 @@ def _parts(body: bytes, content_type: str) -> Iterable[tuple[str, Any]]:
 def _json_object(body: bytes) -> Iterable[tuple[str, Any]]:
     value = _JSON.decode(body.decode().removeprefix("\ufeff"))
     if not isinstance(value, dict):
-        raise _malformed("The body must be a JSON object.")
+        raise _malformed(marked("The body must be a JSON object."))
     return value.items()
 
 
@@ -185,38 +228,10 @@ def _refuse_constant(name: str) -> float:
 _JSON = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
-def _flat(pairs: Iterable[tuple[str, Any]]) -> dict[str, str]:
-    values: dict[str, str] = {}
-    files = False
-    for raw_name, value in pairs:
-        if value is FILE:
-            files = True
-            continue
-        name = " ".join(clean(raw_name).split())
-        text = _text_of(name, value, clean)
-        if name and value is not None:
-            before = values.get(name)
-            values[name] = f"{before}, {text}" if before and text else before or text
-    if files:
-        raise _no_files(values)
-    return values
-
-
-def _text_of(name: str, value: Any, text: Callable[[str], str]) -> str:
-    """Return a field's value as text, a list's items joined."""
-    if isinstance(value, str):
-        return text(value)
-    items = value if isinstance(value, list) else [value]
-    if any(isinstance(item, (dict, list)) for item in items):
-        problem = _error("TYPE_TEXT", "A field must be text.", name)
-        raise Rejected(falcon.HTTP_422, [problem])
-    return ", ".join(filter(None, (text(_plain(item)) for item in items)))
-
-
-def _plain(value: str | float | bool | None) -> str:
+def _plain(value: str | float | bool) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
-    return "" if value is None else str(value)
+    return str(value)
 
 
 def clean(text: str) -> str:
@@ -243,14 +258,15 @@ def _stream_safe(text: str) -> str:
 
 @dataclass(slots=True)
 class Contact:
-    """A visitor's message, valid and complete."""
+    """What a visitor sent, as far as it is understood; any of it may be empty."""
 
     email: str
     text: str
     name: str = ""
     subject: str = ""
     next: str = ""
-    extra: dict[str, str] = field(default_factory=dict)
+    extra: dict[str, str] = field(default_factory=dict)  # what has no such meaning
+    layout: list[list[str]] = field(default_factory=list)  # see typed()
     honeypot: bool = False
 
 
@@ -264,124 +280,302 @@ class Signup:
     honeypot: bool = False
 
 
-def contact(values: Mapping[str, str]) -> Contact:
-    """Return what a contact form says.
+def contact(values: Mapping[str, str], own: Container[str] = ()) -> Contact:
+    """Return what a form says, whatever its fields are called.
 
+    own: the owner's addresses in lower case, that some forms carry in a hidden field.
     Raises Rejected (422) with all errors at once.
     """
-    check = _Check(values)
-    email = check.email()
-    text_name = check.named(TEXT, "message")
-    text = check.required(text_name, "Please write a message.", 10_000)
-    name = check.name()
-    subject = check.line(SUBJECT, 200)
-    extra = check.others()
-    check.done()
+    reading = _Reading(values, own)
+    reading.refuse_empty()
+    email = reading.address()
+    name = reading.name()
+    text_field = reading.text_field()
+    subject = reading.subject(text_field)
+    text = reading.text(text_field)
+    extra = reading.others()
+    columns = {"email": email, "name": name, "subject": subject, "message": text}
+    layout = reading.layout(columns, extra)
+    reading.done()
     return Contact(
-        email, text, name, subject, first(values, NEXT), extra, check.honeypot()
+        email, text, name, subject, reading.next, extra, layout, reading.honeypot
     )
 
 
-def signup(values: Mapping[str, str]) -> Signup:
-    """Return what a newsletter form says; raises Rejected (422)."""
-    check = _Check(values)
-    email = check.email()
-    name = check.name()
-    check.done()
-    return Signup(email, name, first(values, NEXT), check.honeypot())
+def signup(values: Mapping[str, str], own: Container[str] = ()) -> Signup:
+    """Return what a newsletter form says; raises Rejected (422) without an address."""
+    reading = _Reading(values, own)
+    email = reading.address()
+    if not email and not reading.errors:
+        reading.refuse_missing_address()
+    name = reading.name()
+    reading.done()
+    return Signup(email, name, reading.next, reading.honeypot)
 
 
-def first(values: Mapping[str, str], aliases: Iterable[str]) -> str:
-    """Return what the first filled-in alias holds, or ""."""
-    return next((values[name] for name in aliases if values.get(name)), "")
+def typed(
+    layout: list[list[str]], columns: Mapping[str, str], extra: Mapping[str, str]
+) -> list[tuple[str, str]]:
+    """Return all that was typed, (name, text), in the form's order.
+
+    layout says for each field where its text is: [name] in extra, [name, column] in
+    one of the columns, [name, "", text] here, since a column holds only part of it.
+    """
+    shown = []
+    for name, *where in layout:
+        text = extra[name] if not where else where[-1]
+        shown.append((name, columns[text] if len(where) == 1 else text))
+    return shown
 
 
-class _Check:
-    """Looks up fields by their many names and collects what is wrong."""
+def is_template(value: str) -> bool:
+    """Tell whether a site should have put an address in a value's place."""
+    short = len(value) <= fields.MAX_NAME
+    return short and bool(_TEMPLATE.fullmatch(value) or meaning(value) in _ADDRESS)
 
-    def __init__(self, values: Mapping[str, str]) -> None:
+
+def wanted_next(values: Mapping[str, str]) -> str:
+    """Return where a form asks to go after its success, or ""."""
+    wishes = (value for name, value in values.items() if meaning(name) == "next")
+    return next(filter(None, wishes), "")
+
+
+def is_typed(name: str) -> bool:
+    """Tell whether a field may be the visitor's own, not a form service's."""
+    return name not in (PROOF, FROM) and meaning(name) not in fields.SERVICE
+
+
+class _Reading:
+    """Finds what a form's fields mean and collects what is wrong with them."""
+
+    def __init__(self, values: Mapping[str, str], own: Container[str]) -> None:
+        if len(values) > MAX_NAMES:
+            raise Rejected(falcon.HTTP_422, [_too_many()])
         self.values = values
+        self.own = own
+        self.repeated = getattr(values, "repeated", {})
         self.errors: list[Error] = []
-        self.used: set[str] = set()
-        if LEFTOVERS.issuperset(values):
-            empty = _error("EMPTY", "The form is empty.")
-            raise Rejected(falcon.HTTP_422, [empty], values=values)
+        self.wrong: set[str] = set()
+        self.filled: dict[str, str] = {}  # what was typed
+        self.names: dict[str, list[str]] = {}  # of filled fields, by their meaning
+        self.column: dict[str, str] = {}  # of a field, where it has one
+        self.next = ""
+        self.honeypot = False
+        for name, value in values.items():
+            if not value or name in (PROOF, FROM):
+                continue
+            means = meaning(name)
+            if means == "honeypot":
+                self.honeypot |= value.lower() not in ("false", "off")
+            elif means == "next":
+                self.next = self.next or value
+            elif means != "leftover":
+                self.filled[name] = value
+                self.names.setdefault(means, []).append(name)
 
-    def named(self, aliases: tuple[str, ...], default: str) -> str:
-        """Return the alias that was filled in, else one that was sent."""
-        for alias in aliases:
-            if self.values.get(alias):
-                return alias
-        return next((alias for alias in aliases if alias in self.values), default)
+    def refuse_empty(self) -> None:
+        """Refuse a form without a word of the visitor's."""
+        replyto = self.names.get("replyto", ())
+        silent = len(self.names.get("hidden subject", ()))
+        if len(self.filled) > silent + len(replyto):
+            return
+        silent += sum(self.is_placeholder(self.filled[name]) for name in replyto)
+        if len(self.filled) == silent:
+            empty = _error("EMPTY", marked("Nothing was filled in."))
+            raise Rejected(falcon.HTTP_422, [empty])
 
-    def error(self, code: str, name: str, message: str) -> None:
-        self.errors.append(_error(code, message, name))
+    def refuse_missing_address(self) -> None:
+        name = next((n for n in self.values if meaning(n) in _ADDRESS), "")
+        if not name:
+            self.refuse_empty()
+        name = name or "email"
+        if self.values.get(name):
+            self.error("TYPE_EMAIL", name, _NO_ADDRESS)
+        else:
+            missing = "EMPTY" if name in self.values else "MISSING"
+            ask = marked("Please give your e-mail address.")
+            self.error(f"REQUIRED_FIELD_{missing}", name, ask)
 
-    def required(self, name: str, message: str, limit: int) -> str:
-        value = self.values.get(name, "")
-        self.used.add(name)
-        if not value:
-            missing = "MISSING" if name not in self.values else "EMPTY"
-            self.error(f"REQUIRED_FIELD_{missing}", name, message)
-        self.limit(name, value, limit)
-        return value
+    def error(self, code: str, name: str, message: str, **values: object) -> None:
+        self.wrong.add(name)
+        self.errors.append(_error(code, message, name, **values))
 
-    def limit(self, name: str, value: str, limit: int) -> None:
-        if len(value) > limit:
-            self.error("TOO_LONG", name, f"At most {limit:,} characters, please.")
+    def limit(self, name: str, most: int) -> bool:
+        """Tell whether a field is short enough."""
+        if len(self.filled[name]) <= most:
+            return True
+        self.error("TOO_LONG", name, _TOO_LONG, most=most)
+        return False
 
-    def email(self) -> str:
-        name = self.named(ADDRESS, "email")
-        value = self.required(name, "Please give your e-mail address.", 254)
-        if not value or len(value) > 254:
+    def first(self, *meanings: str) -> str:
+        """Return the first field of a meaning, the first meaning's before others'."""
+        for means in meanings:
+            for name in self.names.get(means, ()):
+                if name not in self.column:
+                    return name
+        return ""
+
+    def address(self) -> str:
+        """Return the visitor's address, the owner's own only if there is no other."""
+        known = [name for means in _ADDRESS for name in self.names.get(means, ())]
+        found: list[tuple[str, str, str]] = []
+        for name, whole in chain(((n, self.filled[n]) for n in known), self._others()):
+            if email := _one_address(whole):
+                if email.lower() not in self.own:
+                    found.insert(0, (name, whole, email))
+                    break
+                found.append((name, whole, email))
+        if known and not any(name in known for name, _, _ in found):
+            self._refuse_address(known)
+        if not found:
             return ""
-        email = valid_email(value)
-        if email is None:
-            self.error("TYPE_EMAIL", name, "This is not a valid e-mail address.")
-        return email or ""
+        name, whole, email = found[0]
+        if whole != self.filled[name]:  # one of several values: the others stay
+            rest = [value for value in self.repeated[name] if value != whole]
+            self.filled[name] = ", ".join(rest)
+        elif meaning(name) not in _TEXT and whole.casefold() == email.casefold():
+            self.column[name] = "email"  # else it was typed in letters beyond ASCII
+        return email
 
-    def line(self, aliases: tuple[str, ...], limit: int) -> str:
-        name = self.named(aliases, aliases[0])
-        self.used.add(name)
-        value = " ".join(self.values.get(name, "").split())
-        self.limit(name, value, limit)
-        return value
+    def _others(self) -> Iterator[tuple[str, str]]:
+        for name, value in self.filled.items():
+            if meaning(name) not in (*_ADDRESS, "recipient"):
+                for one in self.repeated.get(name, (value,)):
+                    yield name, one
+
+    def _refuse_address(self, names: list[str]) -> None:
+        for name in names:
+            value = self.filled[name]
+            if self.is_placeholder(value):
+                continue
+            if len(value) <= MAX_ADDRESS:
+                self.error("TYPE_EMAIL", name, _NO_ADDRESS)
+            else:
+                self.limit(name, MAX_ADDRESS)
+            break
+
+    def is_placeholder(self, value: str) -> bool:
+        """Tell whether a site meant something to be put in a value's place."""
+        if is_template(value):
+            return True
+        short = len(value) <= fields.MAX_NAME
+        return short and fields.key(value) in map(fields.key, self.values)
 
     def name(self) -> str:
-        value = self.line(NAME, 200)
-        for pair in NAME_PAIRS if not value else ():
-            parts = [self.values[part] for part in pair if self.values.get(part)]
-            if parts:
-                self.used.update(pair)
-                value = " ".join(" ".join(parts).split())
-                self.limit(pair[0], value, 200)
-                break
+        """Return the name, of one field or two."""
+        whole, first, last = map(self.first, ("name", "first", "last"))
+        parts = [*filter(None, (first, whole, last))] or [self.first("nickname")]
+        if len(parts) == 3:
+            parts = [whole]
+        if not parts[0] or not all(self.limit(part, MAX_LINE) for part in parts):
+            return ""
+        if len(parts) == 2 and self.filled[parts[0]] == self.filled[parts[1]]:
+            del parts[1]
+        words = _line(" ".join(self.filled[part] for part in parts))
+        if len(words) > MAX_LINE:  # both together
+            del parts[1:]
+            words = _line(self.filled[parts[0]])
+        self.column.update(dict.fromkeys(parts, "name"))
+        return words
+
+    def text_field(self) -> str:
+        """Return the field that holds the text, or "": then several words may do."""
+        name = self.first(*_TEXT)
+        if name:
+            self.column[name] = "message"
+        return name
+
+    def subject(self, text_field: str) -> str:
+        """Return the subject; a long one is the text of a form that has none."""
+        name = self.first("subject", "hidden subject")
+        value = _line(self.filled.get(name, ""))
+        if len(value) > MAX_LINE and not text_field and _has_words(value):
+            self.names.setdefault("", []).append(name)
+            return ""
+        if len(value) > MAX_LINE:
+            self.error("TOO_LONG", name, _TOO_LONG, most=MAX_LINE)
+        if name:
+            self.column[name] = "subject"
         return value
 
+    def text(self, name: str) -> str:
+        """Return the text: without a field for it, the longest of several words."""
+        if not name:
+            unclaimed = (n for n in self.names.get("", ()) if n not in self.column)
+            worded = [n for n in unclaimed if _has_words(self.filled[n])]
+            if not worded:
+                return ""
+            name = max(worded, key=lambda n: len(self.filled[n]))
+            self.column[name] = "message"
+        return self.filled[name]
+
     def others(self) -> dict[str, str]:
-        """Return what was not used: a second address or text is not lost either."""
-        kept = {}
-        taken = {self.values.get(name) for name in self.used}
-        for name, value in self.values.items():
-            repeated = name in KNOWN and (not value or value in taken)
-            if name in self.used or name in SERVICE or repeated:
-                continue
-            kept[name] = value
-            if len(name) > 100 or len(value) > 2000:
-                # The name is the visitor's input: it is not repeated.
-                self.errors.append(_error("TOO_LONG", "A field is too long."))
+        """Return what has no column, in order."""
+        for name, value in self.filled.items():
+            too_long = len(name) > fields.MAX_NAME or len(value) > MAX_VALUE
+            if too_long and name not in self.wrong:
+                most = MAX_VALUE if len(value) > MAX_VALUE else fields.MAX_NAME
+                self.error("TOO_LONG", name, _TOO_LONG, most=most)
+        said = {self.filled[name] for name in self.column}
+        kept = {
+            name: value
+            for name, value in self.filled.items()
+            if name not in self.column
+            and not (value in said and meaning(name) in _COLUMNS)  # said twice
+        }
         if len(kept) > MAX_EXTRA_FIELDS:
-            self.errors.append(
-                _error("TOO_MANY_FIELDS", "The form has too many fields.")
-            )
+            self.errors.append(_too_many())
         return kept
 
-    def honeypot(self) -> bool:
-        return any(self.values.get(n, "") not in ("", "false") for n in HONEYPOTS)
+    def layout(
+        self, columns: Mapping[str, str], extra: Mapping[str, str]
+    ) -> list[list[str]]:
+        """Return where the text of each field is; see typed()."""
+        laid = []
+        for name in self.filled:
+            value = self.values[name]
+            column = self.column.get(name, "")
+            if column and columns[column] == value:
+                laid.append([name, column])
+            elif not column and extra.get(name) == value:
+                laid.append([name])
+            else:
+                laid.append([name, "", value])
+        return laid
 
     def done(self) -> None:
         if self.errors:
-            raise Rejected(falcon.HTTP_422, self.errors, values=self.values)
+            raise Rejected(falcon.HTTP_422, self.errors)
+
+
+MAX_ADDRESS = 254
+_ADDRESS = ("email", "replyto")
+_TEXT = ("message", "details")
+_COLUMNS = frozenset(
+    (*_ADDRESS, *_TEXT, "name", "first", "last", "nickname", "subject")
+)
+_NO_ADDRESS = marked("This is not a valid e-mail address.")
+_TOO_LONG = marked("At most %(most)s characters, please.")
+# @, %email%, {{email}}, ${email}, [email], <email>, *|EMAIL|*
+_TEMPLATE = re.compile(r"@|%.*%|[$#]?\{.*\}|\[.*\]|<.*>|\*\|.*\|\*", re.DOTALL)
+_WORD = re.compile(r"[^\W\d_]{2,}")
+_CJK = re.compile("[\u3040-\u30ff\u4e00-\u9fff]{8}")  # written without spaces
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _has_words(text: str) -> bool:
+    words = _WORD.finditer(text)
+    return ((next(words, None) and next(words, None)) or _CJK.search(text)) is not None
+
+
+def _one_address(text: str) -> str | None:
+    """Return an address if the whole text is one, without asking for every text."""
+    if text.count("@") != 1 or " " in text:
+        return None
+    return valid_email(text)
 
 
 # Most addresses need no library: lower case, no label of more than 63 characters
@@ -449,7 +643,7 @@ def page_of(text: str) -> str:
     Raises Rejected (422) for control characters and over 200 characters.
     """
     if len(text) > 4096:
-        raise wrong("page", "TOO_LONG", f"A page has at most {MAX_PAGE} characters.")
+        raise wrong("page", "TOO_LONG", _TOO_LONG, most=MAX_PAGE)
     return _page_of(text)
 
 
@@ -459,10 +653,10 @@ def _page_of(text: str) -> str:
     path = re.split(r"[?#]", path, maxsplit=1)[0]
     path = _normal_escapes(path)
     if any(map(_is_control, text)) or _ESCAPED_CONTROL.search(path):
-        raise wrong("page", "TYPE_TEXT", "A page has no control characters.")
+        raise wrong("page", "TYPE_TEXT", marked("A page has no control characters."))
     path = "/" + re.sub("/{2,}", "/", path).strip("/")
     if len(path) > MAX_PAGE:
-        raise wrong("page", "TOO_LONG", f"A page has at most {MAX_PAGE} characters.")
+        raise wrong("page", "TOO_LONG", _TOO_LONG, most=MAX_PAGE)
     return path
 
 
@@ -510,33 +704,48 @@ def _escaped(char: str) -> str:
 
 
 def error(
-    status: str, code: str, message: str, headers: Mapping[str, str] | None = None
+    status: str,
+    code: str,
+    message: str,
+    headers: Mapping[str, str] | None = None,
+    **values: object,
 ) -> Rejected:
     """Return the exception of one error that concerns no field."""
-    return Rejected(status, [_error(code, message)], headers=headers)
+    return Rejected(status, [_error(code, message, None, **values)], headers=headers)
 
 
-def _error(code: str, message: str, name: str | None = None) -> Error:
-    if name is None or name not in KNOWN:
-        return {"code": code, "message": message}
-    return {"code": code, "field": name, "message": message}
-
-
-def wrong(name: str, code: str, message: str) -> Rejected:
-    """Return the exception of one field that is not as it must be."""
+def wrong(name: str, code: str, message: str, **values: object) -> Rejected:
+    """Return the exception of one parameter of ours that is not as it must be."""
     problem: Error = {"code": code, "field": name, "message": message}
-    return Rejected(falcon.HTTP_422, [problem])
+    return Rejected(falcon.HTTP_422, [{**problem, "values": values}])
 
 
-def _no_files(values: Mapping[str, str] | None) -> Rejected:
-    problem = _error("NO_FILE_UPLOADS", "Files are not accepted here.")
-    return Rejected(falcon.HTTP_422, [problem], values=values)
+def _error(code: str, message: str, name: str | None = None, **values: object) -> Error:
+    problem: Error = {"code": code, "message": message, "values": values}
+    if name is not None:
+        problem["name"] = name
+        # Anybody can call a field anything, and some pages show an answer as HTML.
+        if meaning(name) and _SAFE_NAME.fullmatch(name):
+            problem["field"] = name
+    return problem
 
 
-def _malformed(message: str = "The body could not be read.") -> Rejected:
+_SAFE_NAME = re.compile(r"[\w .\[\]-]+")
+
+
+def _too_many() -> Error:
+    return _error("TOO_MANY_FIELDS", marked("The form has too many fields."))
+
+
+def _no_files() -> Rejected:
+    message = marked("Files are not accepted here: please send the form without them.")
+    return error(falcon.HTTP_422, "NO_FILE_UPLOADS", message)
+
+
+def _malformed(message: str = marked("The body could not be read.")) -> Rejected:
     return error(falcon.HTTP_400, "MALFORMED", message)
 
 
 def _too_large() -> Rejected:
-    message = f"The body is larger than {MAX_BODY // 1024} KiB."
-    return error(falcon.HTTP_413, "TOO_LARGE", message)
+    message = marked("The form is larger than %(most)s KiB.")
+    return error(falcon.HTTP_413, "TOO_LARGE", message, most=MAX_BODY // 1024)

@@ -103,14 +103,10 @@ BODIES = {
     "a raw control character": (JSON, b'{"email": "a@b.example", "message":"\0"}', 400),
     "single quotes": (JSON, b"{'email': 'a@b.example'}", 400),
     "text with a form in it": ("text/plain", b"email=a%40b.example&message=x", 400),
-    # JSON whose values are no text
-    "an object as text": (JSON, b'{"email": "a@b.example", "message": {}}', 422),
-    "objects in an array": (JSON, b'{"email": "a@b.example", "message": [{}]}', 422),
-    "null as text": (JSON, b'{"email": "a@b.example", "message": null}', 422),
-    "an array of nothing": (JSON, b'{"email": "a@b.example", "message": []}', 422),
+    # JSON whose values are no text, or nothing
     "a surrogate as address": (JSON, b'{"email": "\\ud800@b.c", "message": "x"}', 422),
-    "only a surrogate": (JSON, b'{"\\ud800": "\\udfff"}', 422),
-    "only NUL": (JSON, b'{"email": "a@b.example", "message": "\\u0000"}', 422),
+    "nulls": (JSON, b'{"email": null, "message": [], "x": {}}', 422),
+    "NULs": (JSON, b'{"email": "\\u0000", "message": "\\u0000"}', 422),
     "addresses in an array": (JSON, b'{"email": ["a@b.c", "d@e.f"], "msg": "x"}', 422),
     "a number as address": (JSON, b'{"email": 1e999, "message": 1}', 422),
     "many fields": (

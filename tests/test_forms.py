@@ -12,8 +12,8 @@ from email_validator import EmailNotValidError, validate_email
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from frontdesk import forms
-from frontdesk.forms import Rejected, clean, next_url, page_of, valid_email
+from frontdesk import fields, forms
+from frontdesk.forms import Form, Rejected, clean, next_url, page_of, valid_email
 from frontdesk.links import BadLinkError, Links
 from frontdesk.settings import Origins
 
@@ -119,30 +119,49 @@ def test_no_address_ever_breaks_a_mails_head(text: str, end: str) -> None:
 GOOD = {"email": "ada@example.com", "message": "Hello"}
 
 
+NAMES = ("email", "Nachricht", "_replyto", "name", "Vorname", "Nachname", "Betreff")
+SERVICE = ("_next", "_gotcha", "access_key", "_cc", "_subject", "_frontdesk")
+
+
 @given(
     st.dictionaries(
-        st.sampled_from(sorted(forms.KNOWN)) | st.text(max_size=20),
-        st.text(max_size=300),
+        st.sampled_from(NAMES + SERVICE) | st.text(max_size=20),
+        st.text(max_size=300) | st.sampled_from(["ada@example.com", "Two words", "@"]),
         max_size=50,
     )
 )
 @properties
-def test_any_form_is_understood_or_rejected_with_reasons(
+def test_any_form_is_understood_whole_or_rejected_with_reasons(
     values: dict[str, str],
 ) -> None:
-    cleaned = {clean(k): clean(v) for k, v in values.items() if clean(k)}
+    form = Form((clean(k), clean(v)) for k, v in values.items() if clean(k))
     try:
-        message = forms.contact(cleaned)
+        message = forms.contact(form)
     except Rejected as rejected:
         assert rejected.errors
-        for error in rejected.errors:
-            assert error["code"] and error["message"]
-            assert error.get("field", "email") in forms.KNOWN
+        assert all(e["code"] and e["message"] for e in rejected.errors)
         return
-    assert valid_email(message.email) == message.email and message.text
-    assert not set(message.extra) & forms.LEFTOVERS
-    assert not set(message.extra) & {*forms.NEXT, *forms.HONEYPOTS}
+    assert not message.email or valid_email(message.email) == message.email
+    assert not {fields.meaning(name) for name in message.extra} & fields.SERVICE
     assert "\n" not in message.name + message.subject
+    typed = {n: v for n, v in form.items() if v and forms.is_typed(n)}
+    assert all_typed(message) == list(typed.items())
+    row = "\n".join([*columns(message).values(), *message.extra.values()])
+    for value in typed.values():
+        assert " ".join(value.split()).casefold() in " ".join(row.split()).casefold()
+
+
+def columns(message: forms.Contact) -> dict[str, str]:
+    return {
+        "email": message.email,
+        "name": message.name,
+        "subject": message.subject,
+        "message": message.text,
+    }
+
+
+def all_typed(message: forms.Contact) -> list[tuple[str, str]]:
+    return forms.typed(message.layout, columns(message), message.extra)
 
 
 @pytest.mark.parametrize(
@@ -152,9 +171,9 @@ def test_any_form_is_understood_or_rejected_with_reasons(
         ({"body": "A second text"}, {"body": "A second text"}),
         ({"_replyto": "eve@example.com"}, {"_replyto": "eve@example.com"}),
         ({"body": "Hello", "_replyto": "ada@example.com"}, {}),
-        ({"empty": ""}, {"empty": ""}),
-        (dict.fromkeys(sorted(forms.LEFTOVERS), "x"), {}),
-        (dict.fromkeys((*forms.NEXT, *forms.HONEYPOTS), ""), {}),
+        ({"access_key": "x", "_cc": "x", "g-recaptcha-response": "x"}, {}),
+        ({"_next": "", "_gotcha": "", "_url": "x"}, {}),
+        ({"url": "x", "template": "y"}, {"url": "x", "template": "y"}),
     ],
     ids=str,
 )
@@ -163,6 +182,167 @@ def test_other_fields_are_kept_in_order(
 ) -> None:
     message = forms.contact(GOOD | form)
     assert list(message.extra.items()) == list(extra.items())
+
+
+@pytest.mark.parametrize(
+    ("meaning", "names"),
+    [
+        ("email", "email Email E-MAIL e_mail mail userEmail your-email email-482"),
+        (
+            "email",
+            "contact[email] fields.email q4_email correo Courriel E-Mail-Adresse",
+        ),
+        (
+            "email",
+            "почта メールアドレス 이메일 Email:* adresse_électronique EMAIL MERGE0",
+        ),
+        ("replyto", "_replyto replyto reply-to"),
+        ("message", "message msg body comments Nachricht mensaje MENSAGEM menssage"),
+        (
+            "message",
+            "Mensaje/Problema message[] сообщение お問い合わせ内容 zpráva zprava",
+        ),
+        (
+            "details",
+            "details descriptioin how-can-we-help Ärende Aerende 質問 coverLetter",
+        ),
+        (
+            "name",
+            "name _name full-name nombreUsuario Naam お名前（必須） ФИО họ_và_tên",
+        ),
+        ("first", "firstName first-name FNAME vorname nameFirst q2_name[first]"),
+        ("last", "lastName surname apellidos LNAME Nachname фамилия"),
+        ("subject", "subject Betreff asunto emne ÄMNE aemne 件名"),
+        ("hidden subject", "_subject"),
+        ("next", "_next next redirectTo _redirect"),
+        ("honeypot", "_gotcha _honey bot-field botcheck b_0a9f_12ab honeypot"),
+        ("leftover", "access_key accessKey _url form-name _captcha _template _BCC"),
+        ("", "url template language format honey website company address entry.123"),
+        ("", "puppy_name email_or_phone mailing_address company-name b_x_y"),
+    ],
+)
+def test_a_fields_name_tells_what_it_means(meaning: str, names: str) -> None:
+    assert {name: fields.meaning(name) for name in names.split()} == dict.fromkeys(
+        names.split(), meaning
+    )
+
+
+ADA, EVE, OWNER = "ada@example.com", "eve@example.com", "owner@site.example"
+
+
+@pytest.mark.parametrize(
+    ("form", "email"),
+    [
+        ({"_replyto": EVE, "email": ADA}, ADA),
+        ({"_replyto": OWNER, "message": "Hi", "contact": ADA}, ADA),
+        ({"_replyto": OWNER.upper(), "Your E-Mail": ADA}, ADA),
+        ({"email": "", "_replyto": EVE}, EVE),
+        ({"_replyto": OWNER, "message": "Hi"}, OWNER),
+        ({"_replyto": "@", "email": ADA}, ADA),
+        *(
+            ({"_replyto": placeholder, "message": "Hi", "Wie": "x"}, "")
+            for placeholder in (
+                *("@", "email", "%email%", "{{email}}", "{{ email }}", "${email}"),
+                *("[email]", "<email>", "wie", "{email}", "<%= email %>", "E-Mail"),
+            )
+        ),
+        ({"to": OWNER, "message": "Hi"}, ""),
+        ({"to": "sales@shop.example", "message": "Hi"}, ""),
+        ({"reach me at": ADA, "message": "Hi"}, ADA),
+        ({"reach me at": f"write to {ADA}", "message": "Hi"}, ""),
+        ({"message": ADA}, ADA),
+        ({"name": ADA, "message": "Hi"}, ADA),
+    ],
+    ids=str,
+)
+def test_the_address_is_the_visitors(form: dict[str, str], email: str) -> None:
+    assert forms.contact(form, {OWNER}).email.lower() == email
+
+
+def test_an_address_among_repeated_values_is_found_and_the_rest_stays() -> None:
+    form = Form([("name", "Ada Lovelace"), ("name", ADA), ("Message", "Hi")])
+    message = forms.contact(form)
+    assert (message.email, message.name) == (ADA, "Ada Lovelace")
+    assert all_typed(message)[0] == ("name", f"Ada Lovelace, {ADA}")
+
+
+@pytest.mark.parametrize(
+    ("form", "text"),
+    [
+        ({"details": "One", "message": "Two"}, "Two"),
+        ({"message": "", "details": "One"}, "One"),
+        ({"colour": "deep red", "wishes": "A much longer text"}, "A much longer text"),
+        ({"colour": "red", "phone": "+44 20 7946 0958"}, ""),
+        ({"colour": "red", "tel": "ask for Mrs Smith"}, ""),
+        ({"ご自由に": "ありがとうございました。"}, "ありがとうございました。"),
+        ({"Subject": "Long words " * 40}, ("Long words " * 40)),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_the_text_is_found_where_it_is(form: dict[str, str], text: str) -> None:
+    message = forms.contact(form)
+    assert message.text == text
+    assert dict(all_typed(message)) == {k: v for k, v in form.items() if v}
+
+
+@pytest.mark.parametrize(
+    ("form", "name"),
+    [
+        ({"Vorname": "Ada", "Nachname": "Lovelace"}, "Ada Lovelace"),
+        ({"nombre": "Ada", "apellidos": "Lovelace"}, "Ada Lovelace"),
+        ({"nom": "Lovelace", "prénom": "Ada"}, "Ada Lovelace"),
+        ({"name": "Ada Lovelace", "lastname": "Ada Lovelace"}, "Ada Lovelace"),
+        ({"username": "ada", "name": "Ada"}, "Ada"),
+        ({"username": "ada"}, "ada"),
+        ({"first": "A" * 150, "last": "B" * 150}, "A" * 150),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_the_name_is_one_field_or_two(form: dict[str, str], name: str) -> None:
+    message = forms.contact(form)
+    assert message.name == name
+    assert all_typed(message) == list(form.items())
+
+
+def test_the_subject_is_what_was_typed_before_what_a_site_wrote() -> None:
+    message = forms.contact({"_subject": "New submission!", "Sujet": "Bonjour"})
+    assert message.subject == "Bonjour"
+    assert message.extra == {"_subject": "New submission!"}
+    assert forms.contact({"_subject": "New!", "msg": "Hi"}).subject == "New!"
+
+
+@pytest.mark.parametrize(
+    ("code", "form"),
+    [
+        ("EMPTY", {}),
+        ("EMPTY", {"email": "", "message": ""}),
+        ("EMPTY", {"_subject": "New!", "_gotcha": "x", "_next": "/", "_url": "x"}),
+        ("EMPTY", {"_replyto": "@"}),
+        ("TYPE_EMAIL", {"email": "nobody", "message": "Hi"}),
+        ("TYPE_EMAIL", {"email": "nobody", "friend": ADA}),
+        ("TYPE_EMAIL", {"Correo": "ada@", "message": "Hi"}),
+        ("TOO_LONG", {"Nombre": "x" * 201}),
+        ("TOO_LONG", {"Betreff": "x" * 201}),
+        ("TOO_LONG", {"Betreff": "x y" * 201, "Nachricht": "Hi"}),
+        ("TOO_LONG", {"x": "x" * 10_001}),
+        ("TOO_LONG", {"x" * 101: "x"}),
+        ("TOO_MANY_FIELDS", {f"x{n}": "x" for n in range(41)}),
+        ("TOO_MANY_FIELDS", {f"x{n}": "" for n in range(1000)}),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_only_what_a_person_can_mend_is_refused(
+    code: str, form: dict[str, str]
+) -> None:
+    with pytest.raises(Rejected) as caught:
+        forms.contact(form)
+    assert [error["code"] for error in caught.value.errors] == [code]
+
+
+@pytest.mark.parametrize("value", ["", "false", "off", "False"])
+def test_an_unticked_trap_is_no_trap(value: str) -> None:
+    assert not forms.contact(GOOD | {"botcheck": value}).honeypot
+    assert forms.contact(GOOD | {"botcheck": "on"}).honeypot
 
 
 # --- where to land ---------------------------------------------------------------

@@ -71,7 +71,8 @@ def rows() -> list[dict[str, Any]]:
 def test_signing_up_writes_a_pending_row_and_one_mail(desk: Desk) -> None:
     answer = sign_up(desk, name="Ada")
     assert answer.status_code == 200
-    assert set(answer.json) == {"ok", "success", "next", "message"}
+    both = {"ok", "success", "status", "code", "next", "message"}
+    assert set(answer.json) == both
     assert answer.json["next"] == "https://desk.example/thanks?newsletter"
     assert statuses(desk) == ["pending"]
     assert [mail["To"] for mail in desk.drain()] == [[{"Email": EMAIL}]]
