@@ -83,10 +83,16 @@ ONLY_A_TOKEN = {
 }
 LIMITED = {
     "/contact": {"POST": "contact"},
-    "/f/contact": {"POST": "contact"},
-    "/p/{project}/f/contact": {"POST": "contact"},
+    "/f/{any}": {"POST": "contact"},
+    "/p/{project}/f/{any}": {"POST": "contact"},
+    "/s/{any}": {"POST": "contact"},
+    "/submit": {"POST": "contact"},
+    "/ajax/{any}": {"POST": "contact"},
+    "/{address:address}": {"POST": "contact"},
     "/newsletter": {"POST": "newsletter"},
     "/f/newsletter": {"POST": "newsletter"},
+    "/p/{project}/f/newsletter": {"POST": "newsletter"},
+    "/s/newsletter": {"POST": "newsletter"},
     "/hits": {"POST": "hits"},
     "/hits.gif": {"GET": "hits"},
     "/hits.svg": {"GET": "hits"},
