@@ -62,17 +62,16 @@ def key(name: str) -> str:
 def _without_frame(name: str) -> Iterator[str]:
     """Yield a name with less and less around it: your-email-2, fields[email]."""
     _, before, after = _words()
-    bare = key(_ASIDE.sub("", name))
-    yield bare
-    while found := before.match(bare):
-        bare = bare[found.end() :]
-        yield bare
-    while found := after.search(bare):
-        bare = bare[: found.start()]
-        yield bare
-    while found := before.match(bare):
-        bare = bare[found.end() :]
-        yield bare
+    start = key(_ASIDE.sub("", name))
+    while True:
+        yield start
+        bare = start
+        while found := after.search(bare):
+            bare = bare[: found.start()]
+            yield bare
+        if not (found := before.match(start)):
+            return
+        start = start[found.end() :]
 
 
 @lru_cache(maxsize=1)
