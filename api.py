@@ -342,7 +342,7 @@ class Contact(Resource):
         content = keyed_hash("ask", *_content(contact))
         ours = {
             forms.PROOF: self._links.token("ask", content),
-            forms.FROM: self._site.referrer(req, values),
+            forms.FROM: self._site.came_from(req, values),
         }
         self._site.show(
             resp,

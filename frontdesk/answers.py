@@ -89,6 +89,17 @@ class Site:
         url = url.partition("?")[0].partition("#")[0]
         return forms.clean(url)[:500] if origin_of(url) else ""
 
+    def came_from(self, req: Request, values: Mapping[str, str]) -> str:
+        """Return the page, or at least its origin, that a form was sent from at first.
+
+        "" if that was a page of ours, under whatever name it was reached, or unknown.
+        """
+        own = req.get_header("Sec-Fetch-Site") == "same-origin"
+        if own and not values.get(forms.FROM):
+            return ""
+        origin = req.get_header("Origin") or ""
+        return self.referrer(req, values) or (origin if origin_of(origin) else "")
+
     def refuse_foreign(self, values: Mapping[str, str]) -> None:
         """Hold a form that our own page gave back to the page that it came from.
 
@@ -224,10 +235,7 @@ class Errors:
         form: dict[str, Any] | None = None
         targets: tuple[str, ...] = ()
         if values is not None:
-            came_from = (
-                self._site.referrer(req, values) or req.get_header("Origin") or ""
-            )
-            form = self._form_again(req, values, came_from, errors)
+            form = self._form_again(req, values, errors)
             wanted = forms.wanted_next(values)
             next_url = self._site.next_url(req, values, wanted, "/thanks")
             targets = self._site.landings(next_url)
@@ -248,7 +256,7 @@ class Errors:
         )
 
     def _form_again(
-        self, req: Request, values: Mapping[str, str], came_from: str, errors: list[Any]
+        self, req: Request, values: Mapping[str, str], errors: list[Any]
     ) -> dict[str, Any]:
         """Return a form that gives the typed text back and posts again."""
         # The path by name: a request to //f/contact must not become a host's name.
@@ -264,7 +272,7 @@ class Errors:
         if all(item["kind"] == "hidden" for item in shown):
             missing = ["email"] if action == "/newsletter" else ["email", "message"]
         shown += [self._field(name, "", None) for name in missing]
-        if came_from:
+        if came_from := self._site.came_from(req, values):
             shown.append(self._field(forms.FROM, came_from, ()))
         return {"action": action, "multipart": is_multipart(req), "fields": shown}
 

@@ -418,6 +418,15 @@ def test_a_page_that_is_not_allowed_gets_it_back_but_not_in(
     assert desk.messages() == []
 
 
+def test_our_own_page_is_no_foreign_one_under_another_name(desk: Desk) -> None:
+    own = {"Origin": "https://other.example", "Sec-Fetch-Site": "same-origin"}
+    own["Referer"] = "https://other.example/contact"
+    wrong = submit(desk, {"email": "ada@", "message": "Hi"}, **own)
+    assert wrong.status_code == 422
+    right = fields_of(wrong.text) | {"email": "ada@example.com"}
+    assert submit(desk, right, **own).status_code == 303
+
+
 def test_what_could_not_be_stored_is_given_back(desk: Desk) -> None:
     execute("ALTER TABLE message RENAME TO message_away")
     answer = submit(desk, SHOWN | HIDDEN)
