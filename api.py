@@ -268,7 +268,7 @@ class Contact(Resource):
                 verdict = verdict._replace(doubtful=False)
             message_id = Message.receive(row, verdict, keys=keys, now=now)
         if message_id is None:
-            raise _no_room(values, now)
+            raise _no_room(now)
         self._outbox.nudge()
         if wants_html(req):
             raise falcon.HTTPSeeOther(next_url)
@@ -368,7 +368,7 @@ class Contact(Resource):
         return same and ASKED_SECONDS[0] <= age <= ASKED_SECONDS[1]
 
 
-def _no_room(values: Mapping[str, str], now: float) -> Rejected:
+def _no_room(now: float) -> Rejected:
     """Return the error of a suspicious message in an hour that had too many."""
     message = marked(
         "Too many messages that look like spam came just now, so that this one could "
@@ -377,7 +377,6 @@ def _no_room(values: Mapping[str, str], now: float) -> Rejected:
     return Rejected(
         falcon.HTTP_503,
         [{"code": "NOT_STORED", "message": message}],
-        values=values,
         headers={"Retry-After": str(3600 - int(now) % 3600)},
     )
 
