@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: run test check faults bench example smoke move clean
+.PHONY: run test check messages faults bench example smoke move clean
 
 $(VENV)/run: requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -49,6 +49,22 @@ check: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The catalogs' round: collect the sentences, hand them to each language, compile.
+# Between the last two a translator works in frontdesk/locales/*/LC_MESSAGES/*.po.
+messages: $(VENV)/dev
+	$(BIN)/python tools/formats.py
+	$(BIN)/pybabel --quiet extract --mapping frontdesk/locales/babel.cfg --output frontdesk/locales/frontdesk.pot \
+		--keywords marked --keywords text --keywords count:1,2 --sort-by-file --add-location file \
+		--project Frontdesk --version 1 --copyright-holder "the Frontdesk authors" \
+		--msgid-bugs-address https://github.com/frontdesk/frontdesk/issues \
+		*.py frontdesk
+	for folder in frontdesk/locales/*/; do code=$$(basename $$folder); \
+		[ $$code = en ] || [ -e $$folder/LC_MESSAGES/frontdesk.po ] || $(BIN)/pybabel --quiet init --domain frontdesk \
+		--input-file frontdesk/locales/frontdesk.pot --output-dir frontdesk/locales --locale $$code; done
+	$(BIN)/pybabel --quiet update --domain frontdesk --input-file frontdesk/locales/frontdesk.pot \
+		--output-dir frontdesk/locales --no-fuzzy-matching --ignore-obsolete --ignore-pot-creation-date
+	$(BIN)/pybabel --quiet compile --domain frontdesk --directory frontdesk/locales --statistics
 
 bench:
 	$(PYTHON) bench/run.py $(ARGS)

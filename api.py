@@ -28,7 +28,6 @@ from frontdesk.answers import (
     is_multipart,
     kind,
     label,
-    succeed,
     wants_html,
 )
 from frontdesk.database import StorageError, open_database
@@ -43,7 +42,7 @@ from frontdesk.receipts import Receipt
 from frontdesk.resources import Resource, Service
 from frontdesk.settings import VERSION, Settings, Window
 from frontdesk.tables import keyed_hash, local_secret, prepare, to_json
-from mail import CONFIRM_SECONDS, Composer, Events, handlers
+from mail import CONFIRM_SECONDS, Composer, Events, handlers, told
 from middleware import (
     ClientAddress,
     Cors,
@@ -94,7 +93,9 @@ def create_app(
     links = Links(settings.secret_keys or (local_secret(),), settings.public_url, clock)
     transport = transport or transport_for(settings)
     limits = Limits(RateLimits(database), policies(settings), clock)
-    hand_over = handlers(settings, Composer(settings, links), transport)
+    site = Site(settings)
+    composer = Composer(settings, links, site.pages)
+    hand_over = handlers(settings, composer, transport)
     rounds = [owner.Daily(settings, limits)]
     outbox = Outbox(database, Delivery, hand_over, rounds, clock)
     middleware: list[Any] = [
@@ -113,7 +114,7 @@ def create_app(
         links=links,
         transport=transport,
         outbox=outbox,
-        site=Site(settings),
+        site=site,
         clock=clock,
     )
     set_up(app)
@@ -193,6 +194,7 @@ class Home(Resource):
                 public_url=url,
                 version=VERSION,
                 mail_is_on=self._settings.mailjet_key is not None,
+                elsewhere=self._site.elsewhere(req),
             )
             return
         resp.media = {
@@ -262,7 +264,8 @@ class Contact(Resource):
             row = self._row(req, values, contact)
             verdict = self._verdict(req, contact, row, now)
             if verdict.doubtful and wants_html(req):
-                if not self._pressed_send(values, contact):
+                asked = self._asked_seconds(values, contact)
+                if asked is None or not ASKED_SECONDS[0] <= asked <= ASKED_SECONDS[1]:
                     self._ask(req, resp, values, contact, next_url)
                     return
                 verdict = verdict._replace(doubtful=False)
@@ -272,7 +275,8 @@ class Contact(Resource):
         self._outbox.nudge()
         if wants_html(req):
             raise falcon.HTTPSeeOther(next_url)
-        succeed(resp, next_url, "Thank you, your message is on its way.", id=message_id)
+        thanks = marked("Thank you, your message is on its way.")
+        self._site.succeed(resp, next_url, thanks, id=message_id)
         if req.uri_template == "/ajax/{any}":  # as FormSubmit's clients expect
             resp.media["success"] = "true"
 
@@ -339,6 +343,7 @@ class Contact(Resource):
         next_url: str,
     ) -> None:
         """Ask a doubtful sender once, with 422: nothing is stored yet."""
+        asked = self._asked_seconds(values, contact)
         content = keyed_hash("ask", *_content(contact))
         ours = {
             forms.PROOF: self._links.token("ask", content),
@@ -350,6 +355,7 @@ class Contact(Resource):
             *self._site.landings(next_url),
             action="/contact",
             multipart=is_multipart(req),
+            too_soon=asked is not None and asked < ASKED_SECONDS[0],
             fields=[*{**values, **ours}.items()],
             shown=[
                 (label(name), value)
@@ -359,13 +365,15 @@ class Contact(Resource):
         )
         resp.status = falcon.HTTP_422
 
-    def _pressed_send(self, values: Mapping[str, str], contact: ContactForm) -> bool:
+    def _asked_seconds(
+        self, values: Mapping[str, str], contact: ContactForm
+    ) -> float | None:
+        """Return how long ago we asked about just this text, None if we did not."""
         try:
             content, age = self._links.read("ask", values.get(forms.PROOF, ""))
         except BadLinkError:
-            return False
-        same = content == keyed_hash("ask", *_content(contact))
-        return same and ASKED_SECONDS[0] <= age <= ASKED_SECONDS[1]
+            return None
+        return age if content == keyed_hash("ask", *_content(contact)) else None
 
 
 def _no_room(now: float) -> Rejected:
@@ -434,9 +442,8 @@ class Newsletter(Resource):
         next_url = self._site.next_url(req, values, signup.next, default)
         if wants_html(req):
             raise falcon.HTTPSeeOther(next_url)
-        succeed(
-            resp, next_url, "Almost done: please press the button in the mail we send."
-        )
+        almost = marked("Almost done: please press the button in the email we send.")
+        self._site.succeed(resp, next_url, almost)
 
 
 class MailedLink(Resource):
@@ -466,16 +473,18 @@ class MailedLink(Resource):
     def unknown() -> Rejected:
         """Return the error for a link that is not ours, or not any more."""
         return forms.error(
-            falcon.HTTP_404, "NOT_FOUND", "This link does not work, or not any more."
+            falcon.HTTP_404,
+            "NOT_FOUND",
+            marked("This link does not work, or not any more."),
         )
 
     def done(self, req: Request, resp: Response, template: str, message: str) -> None:
         """Say that it is done, without a redirect."""
         self._outbox.nudge()
         if wants_html(req):
-            self._site.show(resp, template, back_url=self._site.home)
+            self._site.show(resp, template, already=False)
         else:
-            succeed(resp, self._site.home or "", message)
+            self._site.succeed(resp, self._site.home or "", message)
 
 
 class Confirm(MailedLink):
@@ -485,8 +494,11 @@ class Confirm(MailedLink):
 
     def on_get(self, req: Request, resp: Response, token: str) -> None:
         """Show the button; for an old link, the button that sends a new one."""
-        _, age = self.read(token)
-        if age > CONFIRM_SECONDS:
+        (subscriber_id, cycle), age = self.read(token)
+        subscriber = Subscriber.get_or_none(Subscriber.id == subscriber_id)
+        if subscriber and (subscriber.status, subscriber.cycle) == ("confirmed", cycle):
+            self._site.show(resp, "confirmed.html", already=True)
+        elif age > CONFIRM_SECONDS:
             self._expired(req, resp, token)
         else:
             super().on_get(req, resp, token)
@@ -500,17 +512,18 @@ class Confirm(MailedLink):
                 subscriber_id, cycle, now, self._settings.syncs_list
             ):
                 raise self.unknown()
-            self.done(req, resp, "confirmed.html", "Your subscription is confirmed.")
+            message = marked("Your subscription is confirmed.")
+            self.done(req, resp, "confirmed.html", message)
         elif _wants_again(req):
             mails_per_day = self._settings.confirm_mails_per_day
             Subscriber.ask_again(subscriber_id, now, mails_per_day)
-            self.done(req, resp, "renewed.html", "A new mail is on its way.")
+            self.done(req, resp, "renewed.html", marked("A new email is on its way."))
         else:
             self._expired(req, resp, token)
 
     def _expired(self, req: Request, resp: Response, token: str) -> None:
         if not wants_html(req) and req.method == "POST":
-            message = "This link has expired; sign up again for a new one."
+            message = marked("This link has expired; sign up again for a new one.")
             raise forms.error(falcon.HTTP_410, "NOT_FOUND", message)
         self._site.show(resp, "expired.html", action=f"/newsletter/confirm/{token}")
         resp.status = falcon.HTTP_410
@@ -532,7 +545,7 @@ class Unsubscribe(MailedLink):
         """Unsubscribe; again is harmless, and so is an erased subscription."""
         subscriber_id, _ = self.read(token)
         Subscriber.leave(subscriber_id, self._clock(), self._settings.syncs_list)
-        self.done(req, resp, "left.html", "You are unsubscribed.")
+        self.done(req, resp, "left.html", marked("You are unsubscribed."))
 
 
 class NotMe(MailedLink):
@@ -546,9 +559,8 @@ class NotMe(MailedLink):
         Subscriber.leave(
             subscriber_id, self._clock(), self._settings.syncs_list, refuse=True
         )
-        self.done(
-            req, resp, "not-me-done.html", "This address gets no more of these mails."
-        )
+        message = marked("This address gets no more of these emails.")
+        self.done(req, resp, "not-me-done.html", message)
 
 
 class DeliverHeld(MailedLink):
@@ -561,15 +573,17 @@ class DeliverHeld(MailedLink):
         message = self._message(token)
         self._site.show(
             resp,
-            "release.html",
+            "held.html",
             action=f"/release/{token}",
-            message=message.as_dict() | {"released": message.released_at is not None},
+            message=told(message, self._site.pages),
+            leave_url=self._site.home,
         )
 
     def on_post(self, req: Request, resp: Response, token: str) -> None:
         """Mail the message to the owner; again is harmless."""
         Message.deliver(self._message(token).id, self._clock())
-        self.done(req, resp, "released.html", "The message is on its way to you.")
+        message = marked("The message is on its way to you.")
+        self.done(req, resp, "delivered.html", message)
 
     def _message(self, token: str) -> Message:
         message_id, _ = self.read(token)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Container
 from functools import lru_cache
 from typing import Any
 
 import falcon
 from falcon import Request, Response
 
-from frontdesk import forms, pages
+from frontdesk import forms, pictures
 from frontdesk.answers import IMAGE_PROXIES, MEDIA_SVG, PIXEL
 from frontdesk.counter import Hit, Page, Visitor
+from frontdesk.languages import marked
 from frontdesk.resources import Resource
 from frontdesk.settings import origin_of
 from middleware import client_key
@@ -43,7 +45,9 @@ class Counted(Resource):
             named = req.get_header("Referer") or ""
             if origin_of(named) is None:
                 raise forms.wrong(
-                    "page", "REQUIRED_FIELD_MISSING", "Please name the page to count."
+                    "page",
+                    "REQUIRED_FIELD_MISSING",
+                    marked("Please name the page to count."),
                 )
         return forms.page_of(named)
 
@@ -92,8 +96,17 @@ def _days(req: Request) -> int:
     """Return days= from 1 to 365; raises Rejected (422)."""
     text = req.get_param("days", default="30")
     if not re.fullmatch("[0-9]{1,3}", text) or not 1 <= int(text) <= 365:
-        raise forms.wrong("days", "TYPE_TEXT", "days is a whole number from 1 to 365.")
+        message = marked("“days” must be a whole number from 1 to 365.")
+        raise forms.wrong("days", "TYPE_TEXT", message)
     return int(text)
+
+
+def _choice(req: Request, name: str, known: Container[str], default: str) -> str:
+    """Return a parameter that is one of a few words; raises Rejected (422)."""
+    value = req.get_param(name, default=default)
+    if value not in known:
+        raise forms.wrong(name, "TYPE_TEXT", marked("There is no such style or size."))
+    return value
 
 
 class Hits(Counted):
@@ -142,17 +155,18 @@ class Badge(Counted):
 
     def on_get(self, req: Request, resp: Response) -> None:
         """Count one and show the sum; count=false only shows."""
-        page = self.page(req)
+        page, style = self.page(req), _choice(req, "style", pictures.STYLES, "flat")
         if req.method == "GET" and req.get_param("count") != "false":
             hits = self.count(req, page)["hits"]
         else:
             hits = Page.totals(page)[0]
         resp.content_type = MEDIA_SVG
-        resp.text = pages.badge(
-            req.get_param("label", default="hits"),
-            pages.thousands(hits),
-            req.get_param("color", default="blue"),
-            req.get_param("style", default="flat"),
+        language = self._site.pages.language
+        resp.text = pictures.badge(
+            req.get_param("label", default=language.text(pictures.HITS)),
+            language.number(hits),
+            req.get_param("color", default=""),
+            style,
         )
 
 
@@ -166,7 +180,14 @@ class Chart(Counted):
         page = self.page(req)
         days = Hit.days(page, _days(req), self._clock())
         resp.content_type = MEDIA_SVG
-        resp.text = pages.chart(page, days)
+        resp.text = pictures.chart(
+            self._site.pages,
+            page,
+            days,
+            title=req.get_param("title", default=""),
+            color=req.get_param("color", default=""),
+            size=_choice(req, "size", pictures.SIZES, "wide"),
+        )
 
 
 class Shield(Counted):
@@ -175,9 +196,10 @@ class Shield(Counted):
     def on_get(self, req: Request, resp: Response) -> None:
         """Answer in the schema of shields.io/badges/endpoint-badge."""
         hits, _ = Page.totals(self.page(req))
+        language = self._site.pages.language
         resp.media = {
             "schemaVersion": 1,
-            "label": req.get_param("label", default="hits"),
-            "message": pages.thousands(hits),
+            "label": req.get_param("label", default=language.text(pictures.HITS)),
+            "message": language.number(hits),
             "color": req.get_param("color", default="blue"),
         }

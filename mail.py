@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from datetime import date
 from functools import partial
 from typing import Any, NamedTuple
 
 import falcon
 from falcon import Request, Response
 
-from frontdesk import forms, pages
+from frontdesk import forms
 from frontdesk.answers import succeed
 from frontdesk.database import transaction
+from frontdesk.languages import marked
 from frontdesk.links import BadLinkError, Links
 from frontdesk.mailjet import RefusedReplyTo, Transport
 from frontdesk.outbox import Handler
+from frontdesk.pages import Pages
 from frontdesk.resources import Resource
 from frontdesk.settings import Address, Settings
-from frontdesk.tables import DAY, day_of, iso
+from frontdesk.tables import DAY, day_of
 from models import UNSENT, Message, Subscriber, mailbox_key
 
 CONFIRM_SECONDS = 7 * DAY
@@ -32,8 +35,9 @@ class Composer:
     None: there is nothing left to say.
     """
 
-    def __init__(self, settings: Settings, links: Links) -> None:
+    def __init__(self, settings: Settings, links: Links, pages: Pages) -> None:
         self._settings = settings
+        self._pages = pages
         self._links = links
         sender = settings.mail_from or Address("", "frontdesk@localhost")
         self._from = Address(sender.name or settings.site_name, sender.email)
@@ -47,7 +51,7 @@ class Composer:
         mail = self._mail(
             self._to,
             "mail-contact.txt",
-            message=message.as_dict() | {"client": message.client},
+            message=told(message, self._pages),
             reply_to_dropped=not reply_to,
             maybe_spam=message.doubtful,
         )
@@ -71,12 +75,10 @@ class Composer:
             "confirm_url": self._links.url("confirm", cycle),
             "unsubscribe_url": unsubscribe_url,
             "not_me_url": self._links.url("not-me", subscriber.id),
-            "days": CONFIRM_SECONDS // DAY,
         }
         to = Address("", str(subscriber.email))
         mail = self._mail(to, "mail-confirm.txt", **values)
-        site = self._settings.site_name
-        mail["HTMLPart"] = pages.render("mail-confirm.html", site_name=site, **values)
+        mail["HTMLPart"] = self._pages.render("mail-confirm.html", **values)
         mail["Headers"] = {  # RFC 2369 and RFC 8058
             "List-Unsubscribe": f"<{unsubscribe_url}>",
             "List-Unsubscribe-Post": "List-Unsubscribe=One-Click",
@@ -96,21 +98,23 @@ class Composer:
                 "subject": m.subject,
                 "first_line": m.message.partition("\n")[0][:200],
                 "reasons": json.loads(m.spam_reasons),
-                "received_at": iso(m.received_at),
-                "release_url": self._links.url("release", m.id),
+                "received": self._pages.moment(m.received_at),
+                "deliver_url": self._links.url("release", m.id),
             }
             for m in messages
         ]
         # More than one day when the service slept, or all did not fit into one mail.
         last = day_of(now - DAY)
         first = min([last, *(day_of(m.received_at) for m in messages)])
+        written = self._pages.language.full_date
+        days = [written(date.fromisoformat(day)) for day in (first, last)]
         return self._mail(
             self._to,
             "mail-digest.txt",
             items=items,
             more=Message.awaiting_digest(now),
             dropped=dropped,
-            day=last if first == last else f"{first} or later",
+            day=" – ".join(dict.fromkeys(days)),
             desk_url=f"{self._settings.public_url}/desk",
         )
 
@@ -121,7 +125,7 @@ class Composer:
         )
 
     def _mail(self, to: Address, template: str, **values: object) -> dict[str, Any]:
-        text = pages.render(template, site_name=self._settings.site_name, **values)
+        text = self._pages.render(template, **values)
         head, _, body = text.partition("\n")
         subject = " ".join(head.removeprefix("Subject:").split())
         return {
@@ -132,6 +136,29 @@ class Composer:
             "TrackOpens": "disabled",
             "TrackClicks": "disabled",
         }
+
+
+def told(message: Message, pages: Pages) -> dict[str, Any]:
+    """Return what a template shows of a message."""
+    columns = {
+        marked("Name"): message.name,
+        marked("Email"): message.email,
+        marked("Subject"): message.subject,
+        marked("Message"): message.message,
+    }
+    text = pages.language.text
+    shown = [(text(label), value) for label, value in columns.items() if value]
+    return {
+        "name": message.name,
+        "email": message.email,
+        "subject": message.subject,
+        "shown": [*shown, *json.loads(message.fields).items()],
+        "referrer": message.page,
+        "received": pages.moment(message.received_at),
+        "client": message.client,
+        "reasons": json.loads(message.spam_reasons),
+        "delivered": message.released_at is not None,
+    }
 
 
 def _mailjet_address(address: Address) -> dict[str, str]:

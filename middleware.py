@@ -142,7 +142,8 @@ class ClientAddress:
         the server has marked (see worker.py).
         """
         if req.get_header("X-Forwarded-For") == TWO_LINES:
-            raise error(falcon.HTTP_400, "MALFORMED", "X-Forwarded-For was sent twice.")
+            message = marked("X-Forwarded-For was sent twice.")
+            raise error(falcon.HTTP_400, "MALFORMED", message)
         req.context.client, req.context.client_rule = self.find(req)
 
     def find(self, req: Request) -> tuple[str, str]:

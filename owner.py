@@ -20,7 +20,7 @@ import models
 from frontdesk import forms
 from frontdesk.answers import succeed
 from frontdesk.database import SqliteFile, StorageError
-from frontdesk.languages import Language, marked
+from frontdesk.languages import marked
 from frontdesk.limits import Limits
 from frontdesk.mailjet import Check
 from frontdesk.resources import Resource, Service
@@ -179,7 +179,7 @@ class People(Resource):
         """Erase messages and subscription."""
         address = forms.valid_email(email)
         if address is None:
-            message = "This is not a valid e-mail address."
+            message = marked("This is not a valid email address.")
             raise forms.wrong("email", "TYPE_EMAIL", message)
         sync = self._settings.syncs_list
         messages, subscribers = models.erase(address, self._clock(), sync)
@@ -197,7 +197,7 @@ class Doctor(Resource):
         super().__init__(service)
         self._transport = service.transport
         self._mail_seconds = mail_seconds
-        self._language = Language()
+        self._language = service.site.pages.language
 
     def on_get(self, req: Request, resp: Response) -> None:
         """Answer with a list of checks, each ok or with what to do."""

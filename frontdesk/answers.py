@@ -12,8 +12,9 @@ from typing import Any
 import falcon
 from falcon import Request, Response, mediatypes
 
-from frontdesk import fields, forms, pages
-from frontdesk.languages import Language, marked
+from frontdesk import fields, forms, pictures
+from frontdesk.languages import marked
+from frontdesk.pages import Pages
 from frontdesk.places import place_of
 from frontdesk.settings import Settings, origin_of
 
@@ -76,6 +77,14 @@ class Site:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.pages = Pages(
+            settings.site_language,
+            site_name=settings.site_name,
+            root=settings.root,
+            folder=settings.template_dir,
+            accent_color=settings.accent_color,
+            logo_url=settings.logo_url,
+        )
         self._allows = settings.origins.allows
         addresses = (settings.mail_to, settings.mail_from)
         self.own = frozenset(a.email.lower() for a in addresses if a)
@@ -131,10 +140,27 @@ class Site:
     ) -> None:
         """Answer with a page; targets: origins that its form may lead to."""
         resp.content_type = falcon.MEDIA_HTML
-        common = {"site_name": self.settings.site_name, "root": self.settings.root}
-        resp.text = pages.render(template, **common, **values)
-        resp.set_header("Content-Security-Policy", pages.page_policy(*targets))
+        page = self.pages.render(template, **{"back_url": self.home, **values})
+        resp.text = page
+        resp.set_header("Content-Language", self.pages.language.code)
+        resp.set_header("Content-Security-Policy", self.pages.policy(page, *targets))
         resp.set_header("Referrer-Policy", "same-origin")
+
+    def succeed(
+        self, resp: Response, next_url: str, message: str, **more: object
+    ) -> None:
+        """Answer a script with success; message is one of the catalogs' sentences."""
+        resp.set_header("Content-Language", self.pages.language.code)
+        succeed(resp, next_url, self.pages.language.text(message), **more)
+
+    def elsewhere(self, req: Request) -> bool:
+        """Tell whether a browser came by another name than PUBLIC_URL's.
+
+        Only the welcome page says so: nothing is ever made of what a client calls us.
+        """
+        named = req.get_header("X-Forwarded-Host") or req.get_header("Host") or ""
+        scheme = self.settings.public_url.partition("://")[0]
+        return origin_of(f"{scheme}://{named}") != origin_of(self.settings.public_url)
 
     def landings(self, next_url: str) -> tuple[str, ...]:
         """Return the origins that a form may lead to: www and apex redirect often."""
@@ -178,6 +204,7 @@ PLAIN_ERRORS = {
     415: ("UNSUPPORTED_TYPE", marked("This type of body is not understood.")),
     500: ("INTERNAL", marked("Something went wrong here; it has been logged.")),
 }
+ALMOST, SORRY = marked("Almost there"), marked("Sorry, that did not work")
 
 
 def plain_error(status: int) -> list[Any]:
@@ -201,9 +228,9 @@ def error_body(errors: list[Any]) -> dict[str, Any]:
 class Errors:
     """Every error in one shape, from one place."""
 
-    def __init__(self, site: Site, language: Language | None = None) -> None:
+    def __init__(self, site: Site) -> None:
         self._site = site
-        self._language = language or Language()
+        self._language = site.pages.language
 
     def serialize(self, req: Request, resp: Response, error: falcon.HTTPError) -> None:
         """Answer with JSON, with a page, or with a picture where one was asked for."""
@@ -215,6 +242,7 @@ class Errors:
             self._page(req, resp, error, errors)
         else:
             resp.media = self._json(req, errors)
+            resp.set_header("Content-Language", self._language.code)
 
     def _told(self, error: Any) -> dict[str, str]:
         sentence = self._language.text(error["message"], **error.get("values", {}))
@@ -246,9 +274,9 @@ class Errors:
         ]
         self._site.show(
             resp,
-            "error.html",
+            _template(req, error),
             *targets,
-            title=self._language.text(ALMOST if form else FAILED),
+            title=self._language.text(ALMOST if form else SORRY),
             errors=told,
             advice=self._language.text(ADVICE.get(error.status_code, ADVICE[422])),
             back_url=self._site.sender(req, values or {}),
@@ -283,8 +311,7 @@ class Errors:
         shown_as = self._language.text(label(name))
         return {"name": name, "value": text, "label": shown_as, "kind": shape}
 
-    @staticmethod
-    def _picture(req: Request, resp: Response, media: str) -> None:
+    def _picture(self, req: Request, resp: Response, media: str) -> None:
         """Show a picture without numbers: the counter never breaks a page.
 
         Image proxies show nothing at all for an error status, so they get 200.
@@ -293,7 +320,8 @@ class Errors:
         if media == falcon.MEDIA_GIF:
             resp.data = PIXEL
         else:
-            resp.text = pages.badge("hits", "–", "lightgrey")
+            label = self._language.text(pictures.HITS)
+            resp.text = pictures.badge(label, "–", "lightgrey")
         if IMAGE_PROXIES.search((req.user_agent or "").lower()):
             resp.status = falcon.HTTP_200
 
@@ -317,7 +345,6 @@ class Errors:
         raise falcon.HTTPInternalServerError
 
 
-ALMOST, FAILED = marked("Almost there"), marked("Sorry, that did not work")
 # Under the error's own sentence, where a page gives back what was typed.
 ADVICE = {
     422: marked(
@@ -350,6 +377,15 @@ def _sent(req: Request, status: int) -> Mapping[str, str] | None:
         except falcon.HTTPError:
             values = getattr(req.context, "form", None)
     return values
+
+
+def _template(req: Request, error: falcon.HTTPError) -> str:
+    """Return the page of an error: warm words for what has no sentence of its own."""
+    resource = req.context.resource
+    if error.status_code == 404 and resource and resource.by_token:
+        return "dead-link.html"
+    nothing = error.status_code == 404 and not hasattr(error, "errors")
+    return "not-found.html" if nothing else "error.html"
 
 
 def is_multipart(req: Request) -> bool:

@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
 
+from frontdesk import colours
+from frontdesk.languages import language_code
+
 VERSION = "1.0.0"
 
 # What the server puts in place of an X-Forwarded-For that was sent twice.
@@ -114,6 +117,10 @@ class Settings:
     hits_limit: tuple[Window, ...] = (Window(120, 60),)
     max_pages: int = 10000
     retention_days: int = 0
+    site_language: str = "en"
+    template_dir: Path | None = None
+    accent_color: str | None = None
+    logo_url: str | None = None
     ephemeral: bool = False
     port: int = 8000
     workers: int = 1
@@ -188,6 +195,10 @@ class _Reader:
             hits_limit=self.read("HITS_LIMIT", _limit, Settings.hits_limit),
             max_pages=self.read("MAX_PAGES", _whole(1, 10**7), Settings.max_pages),
             retention_days=self.read("RETENTION_DAYS", _whole(0, 36500), 0),
+            site_language=self.read("SITE_LANGUAGE", language_code, "en"),
+            template_dir=self.read("TEMPLATE_DIR", _templates, None),
+            accent_color=self.read("ACCENT_COLOR", _color, None),
+            logo_url=self.read("LOGO_URL", _logo(Origins(origins, public_url)), None),
             ephemeral=self.read("ALLOW_EPHEMERAL", _whole(0, 1), 0) == 1,
             port=port,
             workers=self.read("WEB_CONCURRENCY", _whole(1, 64), 1),
@@ -325,6 +336,29 @@ def _mailjet_url(text: str) -> str:
     ):
         raise ValueError("must lie on mailjet.com or on this machine")
     return text
+
+
+def _templates(text: str) -> Path:
+    from frontdesk.pages import check_templates  # loads Jinja: only where it is used
+
+    check_templates(Path(text))
+    return Path(text).absolute()
+
+
+def _color(text: str) -> str:
+    colours.parse(text)
+    return text
+
+
+def _logo(origins: Origins) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if not _url(text).startswith("https://"):
+            raise ValueError("must be an https URL")
+        if not origins.allows(text):
+            raise ValueError("must lie on one of ALLOWED_ORIGINS")
+        return text
+
+    return parse
 
 
 def _origins(text: str) -> tuple[str, ...]:

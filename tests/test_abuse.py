@@ -393,7 +393,7 @@ def test_the_digest_says_who_what_why_and_how_to_release(desk: Desk) -> None:
     assert "Cheap pills" in text and "second line" not in text
     assert "the hidden field was filled in" in text
     assert len(release_paths(mail)) == 1
-    assert "2027-01-15" in text  # the day when it was held
+    assert "15 January 2027" in text  # the day when it was held
 
 
 def test_nothing_held_means_no_digest(desk: Desk) -> None:
@@ -423,7 +423,7 @@ def test_a_digest_lists_fifty_and_counts_the_rest(desk: Desk) -> None:
     assert mail["Subject"] == "[site.example] 53 messages held as spam"
     paths = release_paths(mail)
     assert len(set(paths)) == len(paths) == DIGEST_ITEMS == 50
-    assert "And 3 more" in mail["TextPart"]
+    assert "3 more messages are not listed" in mail["TextPart"]
     assert "https://desk.example/desk" in mail["TextPart"]
     [second] = next_day(desk)  # lists those
     assert second["Subject"] == "[site.example] 3 messages held as spam"
@@ -436,7 +436,9 @@ def test_the_digest_owns_up_to_what_was_not_kept(desk: Desk) -> None:
     assert len(desk.messages()) == models.HELD_PER_HOUR
     [mail] = next_day(desk)
     assert mail["Subject"] == "[site.example] 107 messages held as spam"
-    assert "And 50 more" in mail["TextPart"]  # these are on the desk
+    assert (
+        "50 more messages are not listed" in mail["TextPart"]
+    )  # these are on the desk
     assert re.search(r"\b7\b[^.]*not kept", mail["TextPart"])  # and these are nowhere
     [second] = next_day(desk)  # and tells of nothing twice
     assert second["Subject"] == "[site.example] 50 messages held as spam"
@@ -658,7 +660,7 @@ def test_a_flood_of_spam_leaves_a_small_database_and_one_digest(desk: Desk) -> N
     assert desk.drain() == []
     mails = next_day(desk)
     assert [mail["Subject"] for mail in mails] == [
-        f"[site.example] {FLOOD} messages held as spam"
+        f"[site.example] {FLOOD:,} messages held as spam"
     ]
     if half["message"] > DIGEST_ITEMS:
         next_day(desk)

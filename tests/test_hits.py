@@ -281,11 +281,10 @@ def test_the_badge_takes_label_colour_and_style(desk: Desk) -> None:
         {"label": "\x00\u202e" * 50 + "<script>"},
         {"color": '"/><script>'},
         {"color": "url(http://evil.example)"},
-        {"style": "../../etc/passwd"},
         {"label": ""},
         {"label": "x" * 5000},
     ],
-    ids=["label", "colour", "colour-url", "style", "no-label", "long-label"],
+    ids=["label", "colour", "colour-url", "no-label", "long-label"],
 )
 def test_a_strange_badge_is_still_a_badge(desk: Desk, params: dict[str, str]) -> None:
     answer = desk.client.simulate_get("/hits.svg", params={"page": "/", **params})
@@ -383,7 +382,9 @@ def test_the_chart_draws_a_bar_for_each_day(desk: Desk, clock: Clock) -> None:
         "/hits/chart.svg", params={"page": "/a<b>", "days": "7"}
     )
     assert answer.headers["content-type"] == "image/svg+xml"
-    assert "2 hits by 2 visitors" in texts(answer.text)
+    assert "2 hits, 2 visitors; from 10 January 2027 to 16 January" in texts(
+        answer.text
+    )
     bars = next(
         path
         for path in ElementTree.fromstring(answer.text).iter(f"{SVG}path")

@@ -57,7 +57,7 @@ def another_outbox(desk: Desk, transport: Any = None) -> tuple[Outbox, Any]:
     """Return a second worker's outbox on the same database."""
     transport = transport or Mailbox()
     service = desk.app.service
-    composer = Composer(desk.settings, service.links)
+    composer = Composer(desk.settings, service.links, service.site.pages)
     hand_over = handlers(desk.settings, composer, transport)
     rounds = [Daily(desk.settings, service.limits)]
     outbox = Outbox(service.database, Delivery, hand_over, rounds, desk.clock)

@@ -595,7 +595,7 @@ def test_the_doctor_sends_a_test_mail(desk: Desk) -> None:
     assert answer.json["ok"] is True
     [mail] = desk.drain()
     assert mail["To"] == [{"Email": "owner@site.example"}]
-    assert mail["Subject"] == "[site.example] Mail works"
+    assert mail["Subject"] == "[site.example] Email works"
     assert "https://desk.example" in mail["TextPart"]
 
 

@@ -97,6 +97,10 @@ def test_the_defaults_are_the_contracts() -> None:
         ("HITS_LIMIT", "3 / hours", "hits_limit", (Window(3, 3600),)),
         ("MAX_PAGES", "5", "max_pages", 5),
         ("RETENTION_DAYS", "90", "retention_days", 90),
+        ("SITE_LANGUAGE", "pt_br", "site_language", "pt-BR"),
+        ("ACCENT_COLOR", "hsl(18 62% 44%)", "accent_color", "hsl(18 62% 44%)"),
+        ("LOGO_URL", "https://a.example/x.png", "logo_url", "https://a.example/x.png"),
+        ("TEMPLATE_DIR", "/", "template_dir", Path("/")),
         ("PORT", "5000", "public_url", "http://localhost:5000"),
         ("PORT", "5000", "port", 5000),
         ("WEB_CONCURRENCY", "2", "workers", 2),
@@ -150,6 +154,14 @@ def test_a_variable_is_understood(
         ("MAX_PAGES", "0"),
         ("MAX_PAGES", "٣"),
         ("RETENTION_DAYS", "1.5"),
+        ("SITE_LANGUAGE", "klingon"),
+        ("SITE_LANGUAGE", "de;q=1"),
+        ("ACCENT_COLOR", "terracotta"),
+        ("ACCENT_COLOR", "red;}"),
+        ("LOGO_URL", "http://site.example/logo.png"),
+        ("LOGO_URL", "/logo.png"),
+        ("TEMPLATE_DIR", "/no/such/folder"),
+        ("TEMPLATE_DIR", __file__),
         ("PORT", "65536"),
         ("WEB_CONCURRENCY", "0"),
         ("WEB_THREADS", "0"),
@@ -187,6 +199,7 @@ def test_blank_values_count_as_unset() -> None:
         *("THANKS_URL", "MAIL_FROM", "MAIL_TO", "MJ_APIKEY_PUBLIC", "MAILJET_LIST_ID"),
         *("MJ_APIKEY_PRIVATE", "ADMIN_TOKEN", "TRUSTED_HOPS", "CLIENT_IP_HEADER"),
         *("CONTACT_LIMIT", "MAX_PAGES", "RETENTION_DAYS", "PORT", "WEB_CONCURRENCY"),
+        *("SITE_LANGUAGE", "TEMPLATE_DIR", "ACCENT_COLOR", "LOGO_URL"),
         *("DYNO", "RENDER", "RENDER_EXTERNAL_URL", "HEROKU_APP_DEFAULT_DOMAIN_NAME"),
     ]
     assert Settings.from_environ(dict.fromkeys(names, " ")) == Settings()
@@ -194,6 +207,44 @@ def test_blank_values_count_as_unset() -> None:
 
 def test_an_empty_token_opens_nothing() -> None:
     assert Settings.from_environ({"ADMIN_TOKEN": ""}).admin_token is None
+
+
+# --- looks -----------------------------------------------------------------------
+
+
+def test_an_unknown_language_is_answered_with_those_there_are() -> None:
+    (problem,) = problems(SITE_LANGUAGE="tlh")
+    assert problem == (
+        "SITE_LANGUAGE: must be one of en es pt fr de it nl pl cs ro ru uk da sv id vi "
+        "ja ko, such as pt or pt-BR"
+    )
+
+
+@pytest.mark.parametrize(
+    "url, wrong",
+    [
+        ("https://www.site.example/logo.png", False),
+        ("https://desk.example/logo.png", False),
+        ("https://cdn.example/logo.png", True),
+    ],
+)
+def test_a_logo_lies_on_an_allowed_origin(url: str, wrong: bool) -> None:
+    environ = {
+        "LOGO_URL": url,
+        "ALLOWED_ORIGINS": "https://site.example",
+        "PUBLIC_URL": "https://desk.example",
+    }
+    if wrong:
+        told = ["LOGO_URL: must lie on one of ALLOWED_ORIGINS"]
+        assert problems(**environ) == told
+    else:
+        assert Settings.from_environ(environ).logo_url == url
+
+
+def test_a_template_that_does_not_compile_is_a_problem(tmp_path: Path) -> None:
+    (tmp_path / "thanks.html").write_text("{% block")
+    (problem,) = problems(TEMPLATE_DIR=str(tmp_path))
+    assert problem.startswith("TEMPLATE_DIR: thanks.html, line 1: ")
 
 
 # --- mail ------------------------------------------------------------------------

@@ -1,0 +1,100 @@
+"""Values for each template, as the service gives them: docs/templates.md lists them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+MESSAGE: dict[str, Any] = {
+    "name": "Ann Example",
+    "email": "ann@example.org",
+    "subject": "Opening hours",
+    "shown": [
+        ("Name", "Ann Example"),
+        ("Nachricht", "Hello,\n\nare you open on Saturdays?"),
+        ("Company", "ACME & Sons"),
+    ],
+    "referrer": "https://site.example/contact",
+    "received": "22 November 2025, 14:20 UTC",
+    "client": "203.0.113.0",
+    "reasons": ["3 links"],
+    "delivered": False,
+}
+FORM: dict[str, Any] = {
+    "action": "/contact",
+    "multipart": False,
+    "fields": [
+        {"name": "email", "value": "ann@", "label": "Mail", "kind": "email"},
+        {"name": "name", "value": 'A "Q"', "label": "Wer", "kind": "text"},
+        {"name": "message", "value": "\nHi", "label": "Was", "kind": "textarea"},
+        {"name": "_next", "value": "/x", "label": "", "kind": "hidden"},
+    ],
+}
+ERRORS = [{"field": "email", "message": "3 x 3"}, {"message": "4 x 4"}]
+HELD: dict[str, Any] = {
+    "who": "Ann <ann@example.org>",
+    "subject": "Hi",
+    "first_line": "Buy now",
+    "reasons": ["3 links"],
+    "received": "22 November 2025, 14:20 UTC",
+    "deliver_url": "https://desk.example/release/1",
+}
+DONE = {"back_url": "https://site.example/"}
+ACTION = {**DONE, "action": "/newsletter/x"}
+CONFIRM = {
+    "confirm_url": "https://desk.example/newsletter/confirm/abc",
+    "unsubscribe_url": "https://desk.example/newsletter/unsubscribe/abc",
+    "not_me_url": "https://desk.example/newsletter/not-me/abc",
+}
+PAGES: dict[str, dict[str, Any]] = {
+    "welcome.html": {
+        "public_url": "https://desk.example",
+        "version": "1.0.0",
+        "mail_is_on": False,
+        "elsewhere": True,
+    },
+    "thanks.html": DONE,
+    "signup-thanks.html": DONE,
+    "confirmed.html": {**DONE, "already": False},
+    "left.html": DONE,
+    "not-me-done.html": DONE,
+    "renewed.html": DONE,
+    "delivered.html": DONE,
+    "not-found.html": DONE,
+    "dead-link.html": DONE,
+    "confirm.html": ACTION,
+    "unsubscribe.html": ACTION,
+    "not-me.html": ACTION,
+    "expired.html": ACTION,
+    "held.html": {
+        "action": "/release/x",
+        "message": MESSAGE,
+        "leave_url": "https://site.example/",
+    },
+    "ask.html": {
+        "action": "/contact",
+        "too_soon": True,
+        "multipart": False,
+        "fields": [("token", "x")],
+        "shown": [("Was", "Hi")],
+    },
+    "error.html": {**DONE, "title": "1 x 1", "errors": ERRORS, "form": FORM},
+}
+MAILS: dict[str, dict[str, Any]] = {
+    "mail-contact.txt": {
+        "message": MESSAGE,
+        "reply_to_dropped": False,
+        "maybe_spam": True,
+    },
+    "mail-confirm.txt": CONFIRM,
+    "mail-digest.txt": {
+        "items": [HELD, {**HELD, "subject": ""}],
+        "more": 1,
+        "dropped": 2,
+        "day": "22 November 2025",
+        "desk_url": "https://desk.example/desk",
+    },
+    "mail-test.txt": {"public_url": "https://desk.example"},
+}
+EVERY = {**PAGES, **MAILS, "mail-confirm.html": CONFIRM}
+# Those that others are made of, and the chart, which frontdesk/pictures.py fills in.
+PARTS = {"base.html", "action.html", "done.html", "sent.html", "chart.svg"}
