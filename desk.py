@@ -5,7 +5,7 @@ from __future__ import annotations
 import falcon
 from falcon import Request, Response
 
-from frontdesk import forms, pages
+from frontdesk import forms, pictures
 from frontdesk.counter import Hit, Page
 from frontdesk.languages import marked
 from frontdesk.resources import Resource
@@ -44,8 +44,8 @@ class DeskPage(Resource):
         return []
 
     def _chart(self, now: float) -> str:
-        site = self._settings.site_name
-        return pages.chart(site, Hit.days("*", CHART_DAYS, now))
+        days = Hit.days("*", CHART_DAYS, now)
+        return pictures.chart(self._site.pages, "*", days)
 
 
 class DeskMessage(Resource):

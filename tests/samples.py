@@ -19,6 +19,21 @@ MESSAGE: dict[str, Any] = {
     "reasons": ["3 links"],
     "delivered": False,
 }
+STORED: dict[str, Any] = {
+    "id": "1",
+    "received_at": "2025-11-22T14:20:00Z",
+    "name": "Ann Example",
+    "email": "ann@example.org",
+    "subject": "Opening hours",
+    "message": "Hello",
+    "fields": {"Company": "ACME & Sons"},
+    "page": "https://site.example/contact",
+    "spam_reasons": ["3 links"],
+    "held": False,
+    "mailed_at": "2025-11-22T14:20:03Z",
+    "delivery": None,
+    "delivery_reason": None,
+}
 FORM: dict[str, Any] = {
     "action": "/contact",
     "multipart": False,
@@ -69,6 +84,24 @@ PAGES: dict[str, dict[str, Any]] = {
         "action": "/release/x",
         "message": MESSAGE,
         "leave_url": "https://site.example/",
+    },
+    "desk.html": {
+        "attention": ["1 x 1"],
+        "messages": [STORED, {**STORED, "id": "2", "held": True}],
+        "older": "2",
+        "subscribers": {"confirmed": 1234, "pending": 1, "left": 0},
+        "newest": [
+            {
+                "email": "ann@example.org",
+                "status": "pending",
+                "asked_at": "2025-11-22T14:20:00Z",
+                "confirmed_at": None,
+                "left_at": None,
+            }
+        ],
+        "chart": "<svg></svg>",
+        "pages": [("/about", 1234, 56)],
+        "is_sqlite": True,
     },
     "ask.html": {
         "action": "/contact",

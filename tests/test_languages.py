@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shlex
 import subprocess
 import sys
 from datetime import UTC, date, datetime
@@ -90,14 +91,10 @@ def placeholders(text: str) -> set[str]:
 
 
 def test_the_template_holds_every_sentence_of_the_code(tmp_path: Path) -> None:
-    command = re.search(
-        r"pybabel --quiet extract (.*?)\n\t\$", (ROOT / "Makefile").read_text(), re.S
-    )
-    assert command
-    words = command[1].replace("\\\n", " ").split('"')
-    arguments = [*words[0].split(), words[1], *words[2].split()]
-    files = [str(path.name) for path in ROOT.glob("*.py")]
-    arguments = [a for a in arguments if a != "*.py"] + files
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    command = makefile.partition("extract ")[2].partition("*.py frontdesk\n")[0]
+    arguments = shlex.split(command.replace("\\\n", " "))
+    arguments += [*(path.name for path in ROOT.glob("*.py")), "frontdesk"]
     found = tmp_path / "found.pot"
     arguments[arguments.index("--output") + 1] = str(found)
     run = [sys.executable, "-m", "babel.messages.frontend", "--quiet", "extract"]
