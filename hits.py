@@ -10,7 +10,7 @@ from typing import Any
 import falcon
 from falcon import Request, Response
 
-from frontdesk import forms, pictures
+from frontdesk import forms, paths, pictures
 from frontdesk.answers import IMAGE_PROXIES, MEDIA_SVG, PIXEL
 from frontdesk.counter import Hit, Page, Visitor
 from frontdesk.languages import marked
@@ -49,7 +49,7 @@ class Counted(Resource):
                     "REQUIRED_FIELD_MISSING",
                     marked("Please name the page to count."),
                 )
-        return forms.page_of(named)
+        return paths.page_of(named)
 
     def count(self, req: Request, page: str) -> dict[str, Any]:
         """Count one hit unless something automatic made it; say which, and the sums."""

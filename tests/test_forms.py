@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from frontdesk import fields, forms
-from frontdesk.forms import Form, Rejected, clean, next_url, page_of, valid_email
+from frontdesk.forms import Form, Rejected, clean, next_url, valid_email
+from frontdesk.paths import page_of
 from frontdesk.links import BadLinkError, Links
 from frontdesk.settings import Origins
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from frontdesk import forms
+from frontdesk import forms, paths
 from frontdesk.counter import Hit, Page, Visitor
 from frontdesk.database import current, execute
 from frontdesk.settings import Window
@@ -138,14 +138,14 @@ def test_a_lone_surrogate_is_refused(desk: Desk) -> None:
 @given(st.text(max_size=60))
 def test_the_name_of_a_page_is_stable(text: str) -> None:
     try:
-        page = forms.page_of(text)
+        page = paths.page_of(text)
     except forms.Rejected:
         return
     assert page.startswith("/")
     assert len(page) <= 200
     assert not {"?", "#", "\0", "\n"} & set(page)
     assert "//" not in page
-    assert forms.page_of(page) == page
+    assert paths.page_of(page) == page
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import schemathesis
 import yaml
 
 from api import Frontdesk, create_app
-from frontdesk import forms
+from frontdesk import forms, paths
 from frontdesk.database import current
 from frontdesk.links import Links
 from frontdesk.settings import Settings, Window
@@ -132,7 +132,7 @@ def debatable(case: schemathesis.Case) -> bool:
     return (
         bool(fields and not case.path.startswith("/hits"))
         or case.body in ({}, b"")
-        or len(quote(str(fields.get("page", "")))) > forms.MAX_PAGE
+        or len(quote(str(fields.get("page", "")))) > paths.MAX_PAGE
         or len(forms.clean(str(fields.get("page", "x"))))
         != len(str(fields.get("page", "x")))
         or not address.isprintable()
