@@ -89,6 +89,7 @@ def create_app(
     """
     settings = settings or Settings.from_environ(os.environ)
     database = open_database(settings.database_url, settings.threads)
+    database.calendar = settings.calendar
     prepare(database)
     links = Links(settings.secret_keys or (local_secret(),), settings.public_url, clock)
     transport = transport or transport_for(settings)
@@ -128,6 +129,7 @@ def policies(settings: Settings) -> dict[str, tuple[Window, ...]]:
         "contact": settings.contact_limit,
         "newsletter": settings.newsletter_limit,
         "hits": settings.hits_limit,
+        "charts": (Window(300, 60),),
         "pages": (Window(30, 3600),),
         "admin": (Window(10, 60),),
     }

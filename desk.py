@@ -6,9 +6,10 @@ import falcon
 from falcon import Request, Response
 
 from frontdesk import forms, pictures
-from frontdesk.counter import Hit, Page
+from frontdesk.counter import ALL_PAGES, Hit, Page
 from frontdesk.languages import marked
 from frontdesk.resources import Resource
+from frontdesk.tables import day_of
 from models import Message, Subscriber
 
 MESSAGES = 25  # a page
@@ -44,8 +45,8 @@ class DeskPage(Resource):
         return []
 
     def _chart(self, now: float) -> str:
-        days = Hit.days("*", CHART_DAYS, now)
-        return pictures.chart(self._site.pages, "*", days)
+        days = Hit.days(ALL_PAGES, CHART_DAYS, day_of(now))
+        return pictures.chart(self._site.pages, ALL_PAGES, days)
 
 
 class DeskMessage(Resource):

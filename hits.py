@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container
+from collections.abc import Collection
 from functools import lru_cache
+from ipaddress import ip_address
 from typing import Any
 
 import falcon
@@ -12,25 +13,33 @@ from falcon import Request, Response
 
 from frontdesk import forms, paths, pictures
 from frontdesk.answers import IMAGE_PROXIES, MEDIA_SVG, PIXEL
-from frontdesk.counter import Hit, Page, Visitor
+from frontdesk.counter import ALL_PAGES, DayHits, Hit, Page, Visitor
 from frontdesk.languages import marked
+from frontdesk.pages import Pages
 from frontdesk.resources import Resource
-from frontdesk.settings import origin_of
+from frontdesk.settings import Network, origin_of
+from frontdesk.tables import day_of, to_json
 from middleware import client_key
 
-# curl and scripts of the owner count; what fetches pages on its own does not.
-CRAWLERS = re.compile(
-    r"(?<!cu)bot(?![a-z])|bots?/|crawl|spider|slurp|mediapartners|bingpreview|"
-    r"facebookexternalhit|whatsapp|embedly|feedfetcher|feedburner|archive\.org|"
-    r"uptime|pingdom|statuscake|monitor|site24x7|lighthouse|pagespeed|gtmetrix|"
-    r"w3c_validator|w3c-checklink|ahrefs|semrush|gptbot|claude-web|anthropic-ai|"
-    r"chatgpt|perplexity|google-inspectiontool|apis-google|googleother|heritrix|"
-    r"scrapy|nutch|httrack|masscan|zgrab|nmap|nikto|ia_archiver|meta-external|"
-    r"facebookcatalog|cohere-ai|yandeximages|uripreview|iframely|google-read|"
-    r"google-site|updown\.io|checkly|datadog|newrelic|nagios|zabbix|blackbox|"
-    r"kube-probe|health-?check|googlehc"
-)
 PREFETCH = ("Sec-Purpose", "Purpose", "X-Purpose", "X-Moz")
+KEPT = "public, max-age=60"  # Cache-Control of what only reads
+LONGEST_AGENT = 512  # characters of a User-Agent that are looked at
+
+# Where a page lies while its owner builds it: the start of a URL or an origin.
+LOCAL = re.compile(
+    r"file:|https?://(?:localhost|127\.0\.0\.1|\[::1\])(?![^/:?#])", re.IGNORECASE
+)
+# A page of a file sends "Origin: null", as one with "no-referrer" does; its path tells.
+LOCAL_FILE = re.compile(r"/(?:[a-z]:|home|users|tmp|mnt|volumes)/.*\.html?", re.I)
+
+SHOWN = {"hits": pictures.HITS, "visitors": pictures.VISITORS}
+LONGEST_TITLE = 200
+
+UNNAMED = marked("Please name the page to count.")
+NOT_COUNTED = marked("All pages together can be read, not counted.")
+WRONG_DAYS = marked("“days” must be a whole number from 1 to 365.")
+UNKNOWN = marked("There is no such choice.")
+LONG_TITLE = marked("A title has at most 200 characters.")
 
 
 class Counted(Resource):
@@ -38,29 +47,28 @@ class Counted(Resource):
 
     with_credentials = True  # beacons always send them
 
-    def page(self, req: Request, named: str | None = None) -> str:
-        """Return the page that body or query name; unnamed, the Referer's path."""
+    def page(self, req: Request, named: str | None = None) -> tuple[str, str]:
+        """Return the page that body or query name, and how; else the Referer's path.
+
+        "*" names all pages together.
+        """
         named = named or req.get_param("page")
         if not named:
             named = req.get_header("Referer") or ""
             if origin_of(named) is None:
-                raise forms.wrong(
-                    "page",
-                    "REQUIRED_FIELD_MISSING",
-                    marked("Please name the page to count."),
-                )
-        return paths.page_of(named)
+                raise forms.wrong("page", "REQUIRED_FIELD_MISSING", UNNAMED)
+        return ALL_PAGES if named == ALL_PAGES else paths.page_of(named), named
 
-    def count(self, req: Request, page: str) -> dict[str, Any]:
-        """Count one hit unless something automatic made it; say which, and the sums."""
-        # In lower case: a pattern that ignores case takes five times as long.
-        agent = (req.user_agent or "").lower()
-        reason = _uncounted(req, agent)
+    def count(self, req: Request, page: str, named: str) -> dict[str, Any]:
+        """Count one hit unless there is a reason not to; say which, and the sums."""
+        if page == ALL_PAGES:
+            raise forms.wrong("page", "TYPE_TEXT", NOT_COUNTED)
+        client, agent = req.context.client, (req.user_agent or "")[:LONGEST_AGENT]
+        reason = self._uncounted(req, client, agent, named)
         if reason:
             hits, visitors = Page.totals(page)
             not_counted = {"counted": False, "reason": reason}
             return {"page": page, "hits": hits, "visitors": visitors, **not_counted}
-        client = req.context.client
         sums = self._count(page, client, agent)
         if sums is None:  # never seen before
             page = Page.admit(
@@ -73,39 +81,77 @@ class Counted(Resource):
         return {"page": page, "hits": hits, "visitors": visitors, "counted": True}
 
     def _count(self, page: str, client: str, agent: str) -> tuple[int, int] | None:
-        now, visitor = self._clock(), None  # an image proxy hides who looks
-        if not IMAGE_PROXIES.search(agent):
-            visitor = Visitor.key(page, client, agent, now)
-        return Hit.count(page, visitor, now)
+        day, visitor = day_of(self._clock()), None
+        if kind_of(agent) != "proxy":  # which hides who looks
+            visitor = Visitor.key(page, client, agent, day)
+        return Hit.count(page, visitor, day)
+
+    def _uncounted(
+        self, req: Request, client: str, agent: str, named: str
+    ) -> str | None:
+        for header in PREFETCH:
+            value = (req.get_header(header) or "").lower()
+            if "prefetch" in value or "prerender" in value or "preview" in value:
+                return "prefetch"
+        if kind_of(agent) == "crawler":
+            return "crawler"
+        if self._is_local(req, named):
+            return "localhost"
+        ignored = self._settings.hits_ignore
+        return "ignored" if ignored and _is_among(client, ignored) else None
+
+    def _is_local(self, req: Request, named: str) -> bool:
+        """Tell whether a page is one that its owner is still building.
+
+        An origin that ALLOWED_ORIGINS lists counts wherever it is.
+        """
+        origin, referer = req.get_header("Origin"), req.get_header("Referer")
+        for url in (origin, referer, named):
+            if url and LOCAL.match(url) and not self._settings.origins.lists(url):
+                return True
+        return origin == "null" and not referer and bool(LOCAL_FILE.fullmatch(named))
+
+    def days(self, req: Request, page: str) -> tuple[DayHits, ...]:
+        """Return a page's last days, as many as days= says, 1 to 365.
+
+        Raises Rejected (422).
+        """
+        text = req.get_param("days", default="30")
+        if not re.fullmatch("[0-9]{1,3}", text) or not 1 <= int(text) <= 365:
+            raise forms.wrong("days", "TYPE_TEXT", WRONG_DAYS)
+        return Hit.days(page, int(text), day_of(self._clock()))
 
 
-def _uncounted(req: Request, agent: str) -> str | None:
-    for header in PREFETCH:
-        value = (req.get_header(header) or "").lower()
-        if "prefetch" in value or "prerender" in value or "preview" in value:
-            return "prefetch"
-    return "crawler" if _is_crawler(agent) else None
+@lru_cache(maxsize=1024)  # most visitors share a few
+def kind_of(agent: str) -> str:
+    """Return whose User-Agent it is: a "crawler", an image "proxy" or a "person".
+
+    Crawlers are those of github.com/monperrus/crawler-user-agents, where monitors,
+    HTTP libraries and headless browsers are too. A look-up takes 270 us.
+    """
+    if IMAGE_PROXIES.search(agent.lower()):
+        return "proxy"
+    if agent.partition("/")[0] == "curl":
+        return "person"
+    import crawleruseragents  # 19 ms, and 60 for the first look-up
+
+    return "crawler" if crawleruseragents.is_crawler(agent) else "person"
 
 
-@lru_cache(maxsize=256)  # most visitors share a few
-def _is_crawler(agent: str) -> bool:
-    return CRAWLERS.search(agent) is not None
+@lru_cache(maxsize=1024)
+def _is_among(client: str, networks: tuple[Network, ...]) -> bool:
+    address = ip_address(client)
+    return any(address in network for network in networks)
 
 
-def _days(req: Request) -> int:
-    """Return days= from 1 to 365; raises Rejected (422)."""
-    text = req.get_param("days", default="30")
-    if not re.fullmatch("[0-9]{1,3}", text) or not 1 <= int(text) <= 365:
-        message = marked("“days” must be a whole number from 1 to 365.")
-        raise forms.wrong("days", "TYPE_TEXT", message)
-    return int(text)
+def chosen(req: Request, name: str, choices: Collection[str]) -> str:
+    """Return what a parameter says, its first choice unless given.
 
-
-def _choice(req: Request, name: str, known: Container[str], default: str) -> str:
-    """Return a parameter that is one of a few words; raises Rejected (422)."""
-    value = req.get_param(name, default=default)
-    if value not in known:
-        raise forms.wrong(name, "TYPE_TEXT", marked("There is no such style or size."))
+    Raises Rejected (422) for what is not among them.
+    """
+    value = req.get_param(name, default=next(iter(choices)))
+    if value not in choices:
+        raise forms.wrong(name, "TYPE_TEXT", UNKNOWN)
     return value
 
 
@@ -117,20 +163,23 @@ class Hits(Counted):
 
     def on_get(self, req: Request, resp: Response) -> None:
         """Read a page's sums and days."""
-        page = self.page(req)
-        hits, visitors = Page.totals(page)
-        days = Hit.days(page, _days(req), self._clock())
-        resp.media = {
-            "page": page,
-            "hits": hits,
-            "visitors": visitors,
-            "days": [{"date": d, "hits": h, "visitors": v} for d, h, v in days],
-        }
+        page, _ = self.page(req)
+        resp.data = _numbers(page, Page.totals(page), self.days(req, page))
+        resp.content_type = falcon.MEDIA_JSON
+        resp.set_header("Cache-Control", KEPT)
 
     def on_post(self, req: Request, resp: Response) -> None:
         """Count one."""
-        page = self.page(req, forms.read_page(req))
-        resp.media = self.count(req, page)
+        resp.media = self.count(req, *self.page(req, forms.read_page(req)))
+
+
+@lru_cache(maxsize=32)
+def _numbers(page: str, sums: tuple[int, int], days: tuple[DayHits, ...]) -> bytes:
+    """Return what GET /hits answers; kept, since most numbers stay for a while."""
+    listed = [{"date": d, "hits": h, "visitors": v} for d, h, v in days]
+    hits, visitors = sums
+    body = {"page": page, "hits": hits, "visitors": visitors, "days": listed}
+    return to_json(body).encode()
 
 
 class Pixel(Counted):
@@ -141,9 +190,9 @@ class Pixel(Counted):
 
     def on_get(self, req: Request, resp: Response) -> None:
         """Count one and answer with a transparent pixel."""
-        page = self.page(req)
+        page, named = self.page(req)
         if req.method == "GET":
-            self.count(req, page)
+            self.count(req, page, named)
         resp.content_type, resp.data = falcon.MEDIA_GIF, PIXEL
 
 
@@ -154,40 +203,67 @@ class Badge(Counted):
     picture = MEDIA_SVG
 
     def on_get(self, req: Request, resp: Response) -> None:
-        """Count one and show the sum; count=false only shows."""
-        page, style = self.page(req), _choice(req, "style", pictures.STYLES, "flat")
-        if req.method == "GET" and req.get_param("count") != "false":
-            hits = self.count(req, page)["hits"]
+        """Count one and show the sum; count=false, and all pages, only show."""
+        page, named = self.page(req)
+        show = chosen(req, "show", SHOWN)
+        style = chosen(req, "style", pictures.STYLES)
+        if page == ALL_PAGES or req.get_param("count") == "false":
+            sums = dict(zip(SHOWN, Page.totals(page), strict=True))
+            resp.set_header("Cache-Control", KEPT)
+        elif req.method == "GET":
+            sums = self.count(req, page, named)
         else:
-            hits = Page.totals(page)[0]
+            sums = dict(zip(SHOWN, Page.totals(page), strict=True))
         resp.content_type = MEDIA_SVG
         language = self._site.pages.language
-        resp.text = pictures.badge(
-            req.get_param("label", default=language.text(pictures.HITS)),
-            language.number(hits),
+        resp.data = _badge(
+            req.get_param("label", default="") or language.text(SHOWN[show]),
+            language.number(sums[show]),
             req.get_param("color", default=""),
             style,
         )
 
 
+@lru_cache(maxsize=256)
+def _badge(label: str, number: str, color: str, style: str) -> bytes:
+    return pictures.badge(label, number, color, style).encode()
+
+
 class Chart(Counted):
     """The counter as a picture."""
 
+    limited = {"GET": "charts"}
     picture = MEDIA_SVG
 
     def on_get(self, req: Request, resp: Response) -> None:
         """Draw a bar for each day."""
-        page = self.page(req)
-        days = Hit.days(page, _days(req), self._clock())
+        page, _ = self.page(req)
+        title = req.get_param("title", default="")
+        if len(title) > LONGEST_TITLE:
+            raise forms.wrong("title", "TOO_LONG", LONG_TITLE)
         resp.content_type = MEDIA_SVG
-        resp.text = pictures.chart(
+        resp.data = _chart(
             self._site.pages,
             page,
-            days,
-            title=req.get_param("title", default=""),
-            color=req.get_param("color", default=""),
-            size=_choice(req, "size", pictures.SIZES, "wide"),
+            self.days(req, page),
+            title,
+            req.get_param("color", default=""),
+            chosen(req, "size", pictures.SIZES),
         )
+        resp.set_header("Cache-Control", KEPT)
+
+
+@lru_cache(maxsize=32)  # most are asked for again before a number changes
+def _chart(
+    pages: Pages,
+    page: str,
+    days: tuple[DayHits, ...],
+    title: str,
+    color: str,
+    size: str,
+) -> bytes:
+    drawn = pictures.chart(pages, page, days, title=title, color=color, size=size)
+    return drawn.encode()
 
 
 class Shield(Counted):
@@ -195,11 +271,13 @@ class Shield(Counted):
 
     def on_get(self, req: Request, resp: Response) -> None:
         """Answer in the schema of shields.io/badges/endpoint-badge."""
-        hits, _ = Page.totals(self.page(req))
+        show = chosen(req, "show", SHOWN)
+        sums = dict(zip(SHOWN, Page.totals(self.page(req)[0]), strict=True))
         language = self._site.pages.language
         resp.media = {
             "schemaVersion": 1,
-            "label": req.get_param("label", default=language.text(pictures.HITS)),
-            "message": language.number(hits),
+            "label": req.get_param("label", default="") or language.text(SHOWN[show]),
+            "message": language.number(sums[show]),
             "color": req.get_param("color", default="blue"),
         }
+        resp.set_header("Cache-Control", KEPT)

@@ -55,7 +55,8 @@ class RequestLog:
             self.process_request(req, resp)
         resp.set_header("X-Request-ID", req.context.id)
         resp.set_header("X-Content-Type-Options", "nosniff")
-        resp.set_header("Cache-Control", "no-store")
+        if not ok or resp.get_header("Cache-Control") is None:
+            resp.set_header("Cache-Control", "no-store")
         method = req.method if req.method in falcon.HTTP_METHODS else "?"
         milliseconds = (time.perf_counter() - req.context.started) * 1000
         # Not through logging: it would be a twentieth of a request's work.

@@ -1,7 +1,7 @@
 """The tables as domain nouns with verbs; nothing above this writes SQL.
 
-All times are seconds since the epoch, UTC; all days are ISO dates, UTC. What writes is
-a transaction of its own, or a part of the one that it is called in.
+All times are seconds since the epoch, UTC; all days are ISO dates of TIME_ZONE. What
+writes is a transaction of its own, or a part of the one that it is called in.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from peewee import BigAutoField, BooleanField, DoubleField, IntegerField, TextField, fn
 
-from frontdesk.counter import Hit, Page, Visitor, rotate_salt
+from frontdesk.counter import ALL_PAGES, Hit, Page, Visitor, rotate_salt
 from frontdesk.database import current, execute, insert, transaction
 from frontdesk.mailboxes import folded, is_large
 from frontdesk.receipts import Receipt
@@ -45,6 +45,11 @@ CONFIRM_PER_WINDOW = 3
 PENDING_SECONDS = 30 * DAY
 UNSENT = "-"  # before what a delivery refers to: compose it, and send nothing
 CONSENT = "confirmation mail, wording of 2026-11"
+
+
+def _midnight(now: float) -> float:
+    """Return when the day of a time begins."""
+    return current().calendar.midnight(day_of(now))
 
 
 # --- messages --------------------------------------------------------------------
@@ -242,14 +247,14 @@ class Message(Table):
             "(SELECT id, row_number() OVER (PARTITION BY client ORDER BY id) AS turn "
             f"FROM message WHERE {_AWAITING}) AS waiting ORDER BY turn, id LIMIT ?)"
         )
-        execute(sql, now, now - now % DAY, DIGEST_ITEMS)
+        execute(sql, now, _midnight(now), DIGEST_ITEMS)
         Delivery.add("digest", repr(now), now)
 
     @classmethod
     def awaiting_digest(cls, now: float) -> int:
         """Count what was held before today and is in no digest yet."""
         sql = f"SELECT count(*) FROM message WHERE {_AWAITING}"  # noqa: S608
-        return int(execute(sql, now - now % DAY).fetchone()[0])
+        return int(execute(sql, _midnight(now)).fetchone()[0])
 
     @staticmethod
     def dropped_before(now: float) -> int:
@@ -535,7 +540,7 @@ def _spend_mail(
     share = max(1, mails_per_day // 10)
     ceilings = {**dict.fromkeys(shared, share), total: mails_per_day}
     for later in range(0, PENDING_SECONDS, DAY):
-        midnight = now - now % DAY + later
+        midnight = _midnight(now + later)
         if Tally.spend_all(ceilings, day_of(midnight)):
             return max(now, midnight)
     return None
@@ -687,9 +692,9 @@ def _rows_after(model: Any, last: str | None) -> list[tuple[Any, dict[str, Any]]
 def _hits_after(last: tuple[str, str] | None) -> list[tuple[Any, dict[str, Any]]]:
     rows = execute(
         "SELECT page, day, hits, visitors FROM hit WHERE (page, day) > (?, ?) "
-        "ORDER BY page, day LIMIT ?",
+        "AND page <> ? ORDER BY page, day LIMIT ?",
         *(last or ("", "")),
-        EXPORT_CHUNK,
+        *(ALL_PAGES, EXPORT_CHUNK),
     ).fetchall()
     columns = ("page", "date", "hits", "visitors")
     return [((r[0], r[1]), dict(zip(columns, r, strict=True))) for r in rows]

@@ -19,6 +19,7 @@ from falcon import Request, Response
 import models
 from frontdesk import forms
 from frontdesk.answers import succeed
+from frontdesk.counter import Page
 from frontdesk.database import SqliteFile, StorageError
 from frontdesk.languages import marked
 from frontdesk.limits import Limits
@@ -360,5 +361,6 @@ class Daily:
             return
         Message.start_digest(now)
         models.clean_up(now, self._settings.retention_days)
+        Page.make_room(day_of(now - DAY), self._settings.max_pages)
         self._limits.sweep()
         self._done_on = today

@@ -1,9 +1,14 @@
-"""The hit counter's tables: pages, their hits of each day, and today's visitors."""
+"""The hit counter's tables: pages, their hits of each day, and today's visitors.
+
+Days are ISO dates of the application's time zone. Those that were counted stay what
+they were when TIME_ZONE changes.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import secrets
+from collections import Counter
 from collections.abc import Callable
 from datetime import date, timedelta
 from functools import lru_cache
@@ -11,9 +16,13 @@ from functools import lru_cache
 from peewee import BigIntegerField, CompositeKey, TextField
 
 from frontdesk.database import IGNORE, current, execute, insert, transaction
-from frontdesk.tables import Setting, Table, Tally, day_of
+from frontdesk.tables import Setting, Table, Tally
 
 OTHER_PAGES = "/(other)"
+ALL_PAGES = "*"  # no page: a page's path begins with a slash
+EVICTED_AT_ONCE = 500  # pages, so that no visitor waits long for the database
+
+DayHits = tuple[str, int, int]  # day, hits, visitors
 
 
 class Page(Table):
@@ -29,8 +38,15 @@ class Page(Table):
     @classmethod
     def totals(cls, page: str) -> tuple[int, int]:
         """Return (hits, visitors), both 0 for a page that was never counted."""
-        row = execute("SELECT hits, visitors FROM page WHERE page = ?", page).fetchone()
-        return (row[0], row[1]) if row else (0, 0)
+        if page == ALL_PAGES:
+            sql = (
+                "SELECT coalesce(sum(hits), 0), coalesce(sum(visitors), 0) FROM hit "
+                "WHERE page = ?"
+            )
+        else:
+            sql = "SELECT hits, visitors FROM page WHERE page = ?"
+        row = execute(sql, page).fetchone()
+        return (int(row[0]), int(row[1])) if row else (0, 0)
 
     @classmethod
     def most_seen(cls, most: int) -> list[tuple[str, int, int]]:
@@ -60,9 +76,62 @@ class Page(Table):
         execute("DELETE FROM page WHERE page = ?", page)
         return False
 
+    @classmethod
+    def make_room(cls, since: str, max_pages: int) -> None:
+        """Count pages that were seen once, before a day, as /(other) from now on.
+
+        Only where half of max_pages are taken: whoever makes up pages would otherwise
+        leave no room for the owner's own for good.
+        """
+        while Tally.count("pages", "", "") * 2 > max_pages:
+            if cls._evict(since) < EVICTED_AT_ONCE:
+                break
+
+    @staticmethod
+    @transaction
+    def _evict(since: str) -> int:
+        gone = execute(
+            "DELETE FROM page WHERE hits = 1 AND page IN (SELECT page FROM page "
+            "WHERE hits = 1 AND page <> ? AND NOT EXISTS (SELECT 1 FROM hit "
+            "WHERE hit.page = page.page AND day >= ?) LIMIT ?) RETURNING page",
+            OTHER_PAGES,
+            since,
+            EVICTED_AT_ONCE,
+        ).fetchall()
+        hits: Counter[str] = Counter()
+        visitors: Counter[str] = Counter()
+        for (page,) in gone:
+            sql = "DELETE FROM hit WHERE page = ? RETURNING day, hits, visitors"
+            for day, counted, seen in execute(sql, page).fetchall():
+                hits[day] += counted
+                visitors[day] += seen
+        for day in sorted(hits):
+            Hit.add(OTHER_PAGES, day, hits[day], visitors[day])
+        execute(
+            "UPDATE page SET hits = hits + ?, visitors = visitors + ? WHERE page = ?",
+            hits.total(),
+            visitors.total(),
+            OTHER_PAGES,
+        )
+        sql = "UPDATE tally SET n = n - ? WHERE name = 'pages' AND period = ''"
+        execute(sql, len(gone))
+        return len(gone)
+
+
+_HIT = "INSERT INTO hit (page, day, hits, visitors) VALUES"
+_ADD = (
+    "ON CONFLICT (page, day) DO UPDATE SET hits = hit.hits + excluded.hits, "
+    "visitors = hit.visitors + excluded.visitors"
+)
+_COUNT = f"{_HIT} (?, ?, 1, ?), (?, ?, 1, ?) {_ADD}"
+
 
 class Hit(Table):
-    """A page's hits and visitors of one day."""
+    """A page's hits and visitors of one day; those of ALL_PAGES are everybody's sums.
+
+    Every hit adds to two rows in one statement, because adding up 10,000 pages when
+    somebody asks takes 100 times as long as one row more.
+    """
 
     page = TextField()
     day = TextField()
@@ -75,14 +144,14 @@ class Hit(Table):
 
     @staticmethod
     @transaction
-    def count(page: str, visitor: str | None, now: float) -> tuple[int, int] | None:
+    def count(page: str, visitor: str | None, day: str) -> tuple[int, int] | None:
         """Count one hit and return the page's (hits, visitors).
 
         visitor is the daily keyed hash of a browser (see Visitor), or None when an
         image proxy hides it. None comes back, and nothing is counted, for a page that
         was never admitted.
         """
-        day, new = day_of(now), 0
+        new = 0
         if visitor is not None:
             sql = (
                 "INSERT INTO visitor (day, hash) SELECT ?, ? WHERE EXISTS "
@@ -97,27 +166,27 @@ class Hit(Table):
         ).fetchone()
         if totals is None:
             return None
-        execute(
-            "INSERT INTO hit (page, day, hits, visitors) VALUES (?, ?, 1, ?) "
-            "ON CONFLICT (page, day) DO UPDATE SET hits = hit.hits + 1, "
-            "visitors = hit.visitors + excluded.visitors",
-            page,
-            day,
-            new,
-        )
+        # The row that all hits share comes last: on Postgres its lock is held from
+        # here to the commit, and no two wait for each other.
+        execute(_COUNT, page, day, new, ALL_PAGES, day, new)
         return totals[0], totals[1]
 
+    @staticmethod
+    def add(page: str, day: str, hits: int, visitors: int) -> None:
+        """Add to a page's day, in the transaction of what moves them there."""
+        execute(f"{_HIT} (?, ?, ?, ?) {_ADD}", page, day, hits, visitors)
+
     @classmethod
-    def days(cls, page: str, days: int, now: float) -> list[tuple[str, int, int]]:
-        """Return (day, hits, visitors) for the last days, oldest first, gaps as 0."""
-        wanted = _days_until(day_of(now), days)
+    def days(cls, page: str, days: int, today: str) -> tuple[DayHits, ...]:
+        """Return the days until today, oldest first, gaps as 0."""
+        wanted = _days_until(today, days)
         rows = execute(
             "SELECT day, hits, visitors FROM hit WHERE page = ? AND day >= ?",
             page,
             wanted[0],
         ).fetchall()
         counted = {row[0]: (row[1], row[2]) for row in rows}
-        return [(day, *counted.get(day, (0, 0))) for day in wanted]
+        return tuple((day, *counted.get(day, (0, 0))) for day in wanted)
 
 
 @lru_cache(maxsize=16)
@@ -137,9 +206,8 @@ class Visitor(Table):
         without_rowid = True
 
     @staticmethod
-    def key(page: str, address: str, user_agent: str, now: float) -> str:
-        """Return the keyed hash of a browser on a page, of this UTC day."""
-        day = day_of(now)
+    def key(page: str, address: str, user_agent: str, day: str) -> str:
+        """Return the keyed hash of a browser on a page, of this day."""
         known, salt = current().salt
         if known != day:
             salt = rotate_salt(day)

@@ -21,6 +21,7 @@ from typing import Any, ParamSpec, TypeVar
 from peewee import DatabaseError, InterfaceError, OperationalError, SqliteDatabase
 
 from frontdesk.settings import sqlite_path
+from frontdesk.times import Calendar
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -102,6 +103,7 @@ class Database:
     row_lock = ""  # what a SELECT says to lock the row that it finds
 
     def __init__(self) -> None:
+        self.calendar = Calendar()  # the days by which the application counts
         # Known to all workers through the database; see tables.py and counter.py.
         self.hash_key = b""
         self.salt: tuple[str, bytes] = ("", b"")

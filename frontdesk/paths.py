@@ -19,8 +19,9 @@ def page_of(text: str) -> str:
     """Return a page's path in its one normal form.
 
     A full URL is reduced to its path; query, fragment, duplicate and trailing
-    slashes go, and so does a trailing index.html or index.htm. Percent-encoding is decoded where that is safe (unreserved and
-    non-ASCII characters), and in upper case where it stays (RFC 3986, 6.2.2).
+    slashes go, and so does a trailing index.html or index.htm. Percent-encoding is
+    decoded where that is safe (unreserved and non-ASCII characters), and in upper
+    case where it stays (RFC 3986, 6.2.2).
     Raises Rejected (422) for control characters and over 200 characters.
     """
     if len(text) > 4096:

@@ -200,7 +200,7 @@ class Bar(NamedTuple):
 def chart(
     pages: Pages,
     page: str,
-    days: list[tuple[str, int, int]],
+    days: Sequence[tuple[str, int, int]],
     *,
     title: str = "",
     color: str = "",
@@ -260,7 +260,7 @@ def _drawn(pages: Pages, frame: Frame, bars: list[Bar]) -> dict[str, Any]:
     }
 
 
-def _bars(days: list[tuple[str, int, int]], length: int) -> list[Bar]:
+def _bars(days: Sequence[tuple[str, int, int]], length: int) -> list[Bar]:
     """Add up days to bars of a length; the newest bar is always a whole one."""
     bars = []
     for end in range(len(days), 0, -length):

@@ -7,12 +7,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.utils import getaddresses
 from functools import cached_property, lru_cache
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from frontdesk import colours
 from frontdesk.languages import language_code
+from frontdesk.times import Calendar
 
 VERSION = "1.0.0"
 
@@ -22,6 +24,7 @@ MAILJET_API_URL = "https://api.mailjet.com/"
 SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
 
 T = TypeVar("T")
+Network = IPv4Network | IPv6Network
 
 
 class SettingsError(Exception):
@@ -81,7 +84,8 @@ class Origins:
 
     def __init__(self, listed: tuple[str, ...], own: str | None = None) -> None:
         self.any = listed == ("*",)
-        self._sites = {self._site(origin) for origin in (*listed, own) if origin}
+        self._listed = {self._site(origin) for origin in listed}
+        self._sites = self._listed | {self._site(own)} if own else self._listed
 
     @staticmethod
     def _site(origin: str) -> str:
@@ -91,6 +95,11 @@ class Origins:
         """Tell whether a URL lies on an allowed origin."""
         origin = origin_of(url)
         return origin is not None and (self.any or self._site(origin) in self._sites)
+
+    def lists(self, url: str) -> bool:
+        """Tell whether the owner named a URL's origin; ``*`` names none."""
+        origin = origin_of(url)
+        return origin is not None and self._site(origin) in self._listed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +124,9 @@ class Settings:
     contact_limit: tuple[Window, ...] = (Window(5, 60), Window(30, 3600))
     newsletter_limit: tuple[Window, ...] = (Window(5, 60), Window(20, 3600))
     hits_limit: tuple[Window, ...] = (Window(120, 60),)
+    hits_ignore: tuple[Network, ...] = ()
     max_pages: int = 10000
+    time_zone: str = "UTC"
     retention_days: int = 0
     site_language: str = "en"
     template_dir: Path | None = None
@@ -130,6 +141,11 @@ class Settings:
     def origins(self) -> Origins:
         """The allowed origins, our own pages' among them."""
         return Origins(self.allowed_origins, origin_of(self.public_url))
+
+    @cached_property
+    def calendar(self) -> Calendar:
+        """The days of TIME_ZONE."""
+        return Calendar(self.time_zone)
 
     @cached_property
     def root(self) -> str:
@@ -193,6 +209,8 @@ class _Reader:
                 "NEWSLETTER_LIMIT", _limit, Settings.newsletter_limit
             ),
             hits_limit=self.read("HITS_LIMIT", _limit, Settings.hits_limit),
+            hits_ignore=self.read("HITS_IGNORE", _networks, ()),
+            time_zone=self.read("TIME_ZONE", _zone, "UTC"),
             max_pages=self.read("MAX_PAGES", _whole(1, 10**7), Settings.max_pages),
             retention_days=self.read("RETENTION_DAYS", _whole(0, 36500), 0),
             site_language=self.read("SITE_LANGUAGE", language_code, "en"),
@@ -374,6 +392,25 @@ def _origins(text: str) -> tuple[str, ...]:
     if not origins:
         raise ValueError("must name at least one origin such as https://example.com")
     return tuple(origins)
+
+
+def _networks(text: str) -> tuple[Network, ...]:
+    try:
+        entries = [entry.strip() for entry in text.split(",")]
+        return tuple(ip_network(entry, strict=False) for entry in entries if entry)
+    except ValueError:
+        raise ValueError(
+            "must be addresses or networks such as 203.0.113.7, 2001:db8:1:2::/64"
+        ) from None
+
+
+def _zone(text: str) -> str:
+    try:
+        Calendar(text)
+    except ValueError:
+        message = "must be the IANA name of a time zone such as Europe/Berlin"
+        raise ValueError(message) from None
+    return text
 
 
 def _line(text: str) -> str:

@@ -1,6 +1,6 @@
 """What every table is made of, and the two that all others use: settings and tallies.
 
-All times are seconds since the epoch, UTC; all days are ISO dates.
+All times are seconds since the epoch, UTC; all days are ISO dates of TIME_ZONE.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import json
 import secrets
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from functools import lru_cache
 from typing import Any
 
 from peewee import CompositeKey, IntegerField, Model, TextField
@@ -25,13 +24,8 @@ to_json = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def day_of(now: float) -> str:
-    """Return the UTC date of a time."""
-    return _date(now // DAY)
-
-
-@lru_cache(maxsize=4)
-def _date(day: float) -> str:
-    return datetime.fromtimestamp(day * DAY, UTC).date().isoformat()
+    """Return the date of a time in the application's time zone."""
+    return current().calendar.day_of(now)
 
 
 def hour_of(now: float) -> str:

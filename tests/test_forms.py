@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from frontdesk import fields, forms
 from frontdesk.forms import Form, Rejected, clean, next_url, valid_email
-from frontdesk.paths import page_of
 from frontdesk.links import BadLinkError, Links
+from frontdesk.paths import page_of
 from frontdesk.settings import Origins
 
 properties = settings(max_examples=100, deadline=None)

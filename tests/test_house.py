@@ -96,6 +96,7 @@ LIMITED = {
     "/hits": {"POST": "hits"},
     "/hits.gif": {"GET": "hits"},
     "/hits.svg": {"GET": "hits"},
+    "/hits/chart.svg": {"GET": "charts"},
 }
 
 

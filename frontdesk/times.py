@@ -1,0 +1,56 @@
+"""Days, weeks and months as the owner's time zone has them."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, timedelta, tzinfo
+from zoneinfo import ZoneInfo
+
+
+class Calendar:
+    """The calendar of a time zone.
+
+    Times are seconds since the epoch; days are ISO dates of the zone. A day lasts from
+    the first midnight of its date to that of the next: 23 to 25 hours where the clocks
+    change.
+    """
+
+    def __init__(self, zone: str = "UTC") -> None:
+        """Raise ValueError for what is no IANA name such as Europe/Berlin."""
+        try:
+            # UTC is known without a database of time zones.
+            self.zone: tzinfo = UTC if zone == "UTC" else ZoneInfo(zone)
+        except (LookupError, OSError, ValueError) as error:
+            raise ValueError(zone) from error
+        self._today = (0.0, 0.0, "")  # the day last asked for: most ask for the same
+
+    def local(self, moment: float) -> datetime:
+        """Return a time as the zone's clocks show it."""
+        return datetime.fromtimestamp(moment, self.zone)
+
+    def day_of(self, now: float) -> str:
+        """Return the date of a time."""
+        began, ends, day = self._today
+        if not began <= now < ends:
+            today = self.local(now).date()
+            if now >= self.midnight(today + timedelta(1)):
+                # Clocks that were set back over midnight: that day has begun.
+                today += timedelta(1)
+            day = today.isoformat()
+            tomorrow = self.midnight(today + timedelta(1))
+            self._today = self.midnight(today), tomorrow, day
+        return day
+
+    def midnight(self, day: date | str) -> float:
+        """Return when a day begins; where clocks skip midnight, when they do."""
+        day = date.fromisoformat(day) if isinstance(day, str) else day
+        start = datetime(day.year, day.month, day.day, tzinfo=self.zone)
+        return start.timestamp()
+
+    def week_of(self, now: float) -> str:
+        """Return the Monday of a time's week."""
+        today = date.fromisoformat(self.day_of(now))
+        return (today - timedelta(today.weekday())).isoformat()
+
+    def month_of(self, now: float) -> str:
+        """Return the first day of a time's month."""
+        return self.day_of(now)[:8] + "01"
