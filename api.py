@@ -11,11 +11,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import desk
 import falcon
 from falcon import Request, Response
 from falcon.media import JSONHandler
 
-import desk
 import hits
 import owner
 from frontdesk import forms

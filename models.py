@@ -540,9 +540,9 @@ def _spend_mail(
     share = max(1, mails_per_day // 10)
     ceilings = {**dict.fromkeys(shared, share), total: mails_per_day}
     for later in range(0, PENDING_SECONDS, DAY):
-        midnight = _midnight(now + later)
-        if Tally.spend_all(ceilings, day_of(midnight)):
-            return max(now, midnight)
+        day = day_of(now + later)
+        if Tally.spend_all(ceilings, day):
+            return max(now, current().calendar.midnight(day))
     return None
 
 

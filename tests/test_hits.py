@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import struct
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
@@ -16,11 +17,11 @@ from hypothesis import strategies as st
 
 from frontdesk import forms, paths
 from frontdesk.counter import Hit, Page, Visitor
-from frontdesk.database import current, execute
+from frontdesk.database import current, execute, insert
 from frontdesk.settings import Settings, Window
-from frontdesk.tables import DAY, Setting, Table, day_of
+from frontdesk.tables import DAY, Setting, Table, Tally, day_of
 from hits import kind_of
-from tests.conftest import NOON, Clock, Desk
+from tests.conftest import NOON, ROOT, Clock, Desk
 
 CHROME = (
     "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) "
@@ -1107,3 +1108,25 @@ def test_an_unknown_page_is_not_counted_and_nobody_was_there(desk: Desk) -> None
     assert Hit.count("/never", "a-hash", day_of(NOON)) is None
     assert execute("SELECT count(*) FROM visitor").fetchone()[0] == 0
     assert Hit.select().count() == 0
+
+
+# --- what was counted before -----------------------------------------------------
+
+
+def test_older_hits_are_in_the_sums_and_index_html_joins_its_folder(desk: Desk) -> None:
+    for page in ("/blog", "/blog/index.html", "/about/index.htm", "/index.htm-l"):
+        insert("page", {"page": page, "hits": 3, "visitors": 2})
+        for day, hits in (("2026-11-01", 1), ("2026-11-02", 2)):
+            insert("hit", {"page": page, "day": day, "hits": hits, "visitors": 1})
+    insert("tally", {"name": "pages", "period": "", "n": 4})
+    path = ROOT / "frontdesk" / "migrations" / "0005_site_hits.py"
+    with current().engine.atomic():
+        runpy.run_path(str(path))["up"](None, current().engine)
+    assert sums(desk, "/blog") == (6, 4)
+    assert sums(desk, "/about") == (3, 2)
+    assert sums(desk, "/index.htm-l") == (3, 2)
+    assert sums(desk, "*") == (12, 8)
+    rows = desk.owner("GET", "/export/hits.json").json
+    assert {"page": "/blog", "date": "2026-11-02", "hits": 4, "visitors": 2} in rows
+    assert len(rows) == 6
+    assert Tally.count("pages", "", "") == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,8 @@ def test_the_defaults_are_the_contracts() -> None:
     assert settings.newsletter_limit == (Window(5, 60), Window(20, 3600))
     assert settings.hits_limit == (Window(120, 60),)
     assert settings.max_pages == 10_000
+    assert settings.time_zone == "UTC"
+    assert settings.hits_ignore == ()
     assert settings.retention_days == 0
     assert settings.ephemeral is False
     assert (settings.port, settings.workers) == (8000, 1)
@@ -96,6 +99,9 @@ def test_the_defaults_are_the_contracts() -> None:
         ),
         ("HITS_LIMIT", "3 / hours", "hits_limit", (Window(3, 3600),)),
         ("MAX_PAGES", "5", "max_pages", 5),
+        ("TIME_ZONE", "Europe/Berlin", "time_zone", "Europe/Berlin"),
+        ("HITS_IGNORE", "192.0.2.1,", "hits_ignore", (ip_network("192.0.2.1"),)),
+        ("HITS_IGNORE", "fe80::1/10", "hits_ignore", (ip_network("fe80::/10"),)),
         ("RETENTION_DAYS", "90", "retention_days", 90),
         ("SITE_LANGUAGE", "pt_br", "site_language", "pt-BR"),
         ("ACCENT_COLOR", "hsl(18 62% 44%)", "accent_color", "hsl(18 62% 44%)"),
@@ -151,6 +157,10 @@ def test_a_variable_is_understood(
         ("CONTACT_LIMIT", "0/minute"),
         ("NEWSLETTER_LIMIT", "5/fortnight"),
         ("HITS_LIMIT", "5/minute;"),
+        ("TIME_ZONE", "Berlin"),
+        ("TIME_ZONE", "../../etc/passwd"),
+        ("HITS_IGNORE", "192.0.2.0/33"),
+        ("HITS_IGNORE", "my-router"),
         ("MAX_PAGES", "0"),
         ("MAX_PAGES", "٣"),
         ("RETENTION_DAYS", "1.5"),

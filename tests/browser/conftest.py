@@ -21,6 +21,10 @@ from tests.standin import LocalServer, StandIn
 HERE = Path(__file__).parent
 EXAMPLE = ROOT / "examples" / "portfolio"
 SECRET = "a-secret-of-the-browser-tests-only"
+VISITOR = (
+    "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) "
+    "Chrome/149.0.0.0 Safari/537.36"
+)
 LOOKS = [
     (width, scheme) for width in (360, 1280) for scheme in ("light", "dark")
 ]  # of every page, in px and prefers-color-scheme
@@ -44,7 +48,8 @@ def chromium() -> Iterator[Browser]:
                 "--disable-background-networking",
                 "--disable-component-update",
                 "--disable-sync",
-                # A visitor's browser does not say that it is automated.
+                # A visitor's browser does not say that it is headless or automated.
+                f"--user-agent={VISITOR}",
                 "--disable-blink-features=AutomationControlled",
             ],
         )

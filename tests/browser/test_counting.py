@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path as FilePath
 from typing import Any
 
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import Desk, Site, Tab
+from tests.browser.conftest import VISITOR, Desk, Site, Tab
 
 OpenDesk = Callable[..., Desk]
 OpenTab = Callable[..., Tab]
+HEADLESS = VISITOR.replace("Chrome/", "HeadlessChrome/")
 
 
 def numbers(page: Page, desk: Desk, path: str) -> dict[str, Any]:
@@ -177,6 +179,84 @@ def test_going_back_to_a_page_that_was_kept_does_not_count_again(
     tab.page.go_back(wait_until="commit")
     assert tab.page.evaluate("window.kept")
     assert counted(tab.page, desk, "/a") == (1, 1)
+
+
+# As in the README: for sites that change pages without loading them.
+SINGLE_PAGE_SITE = """
+let seen; const count = () => seen != (seen = location.pathname) && navigator.sendBeacon('%s/hits', location.href)
+const push = history.pushState; history.pushState = (...to) => { push.apply(history, to); count() }
+addEventListener('popstate', count); count()
+"""  # noqa: E501
+
+
+def test_a_site_that_never_reloads_counts_each_page_it_shows(
+    site: Site, open_desk: OpenDesk, open_tab: OpenTab
+) -> None:
+    desk, tab = open_desk(), open_tab()
+    script = SINGLE_PAGE_SITE % desk.url
+    site.files["/app"] = f"""<title>App</title><a href="#part">Part</a>
+        <p id="part">Part</p><script>{script}</script>"""
+
+    def show(path: str, how: str) -> None:
+        with tab.page.expect_request_finished(lambda r: r.method == "POST"):
+            tab.page.evaluate(how)
+        assert tab.page.evaluate("location.pathname") == path
+
+    with tab.page.expect_request_finished(lambda r: r.method == "POST"):
+        tab.page.goto(f"{site.url}/app")
+    show("/about", "history.pushState({}, '', '/about?from=app#top')")
+    show("/app", "history.back()")
+    show("/about", "history.forward()")
+    show("/blog/1", "history.pushState({}, '', '/blog/1')")
+    # What shows the same page again is no view.
+    tab.page.evaluate("history.pushState({}, '', '/blog/1?sort=date')")
+    tab.page.evaluate("history.replaceState({}, '', '/blog/1#comments')")
+    tab.page.evaluate("location.hash = 'part'")
+    show("/about", "history.pushState({}, '', '/about')")
+    assert counted(tab.page, desk, "/app") == (2, 1)
+    assert counted(tab.page, desk, "/about") == (3, 1)
+    assert counted(tab.page, desk, "/blog/1") == (1, 1)
+    assert counted(tab.page, desk, "*") == (6, 3)
+    assert tab.console == []
+
+
+def test_a_headless_browser_does_not_count(
+    site: Site, open_desk: OpenDesk, open_tab: OpenTab
+) -> None:
+    desk, tab = open_desk(), open_tab(user_agent=HEADLESS)
+    site.files["/a"] = f'<title>A</title><img src="{desk.url}/hits.gif?page=/a">'
+    tab.page.goto(f"{site.url}/a")
+    assert "GET /hits.gif 200" in desk.server.log
+    assert counted(tab.page, desk, "/a") == (0, 0)
+
+
+def test_pages_on_the_owners_own_machine_do_not_count(
+    site: Site, open_desk: OpenDesk, open_tab: OpenTab, tmp_path: FilePath
+) -> None:
+    desk, tab = open_desk(ALLOWED_ORIGINS="*"), open_tab()
+    page = f"""<title>A</title><img src="{desk.url}/hits.gif?page=/a">
+        <script>navigator.sendBeacon('{desk.url}/hits', location.href);
+        navigator.sendBeacon('{desk.url}/hits', location.pathname)</script>"""
+    site.files["/a"] = page
+    tab.page.goto(f"{site.url}/a", wait_until="networkidle")
+    # A picture on a page of a file tells nothing of where it is.
+    file = tmp_path / "home" / "a.html"
+    file.parent.mkdir()
+    file.write_text("<title>A</title><script>" + page.partition("<script>")[2])
+    tab.page.goto(file.as_uri(), wait_until="networkidle")
+    assert desk.server.log.count("POST /hits 200") == 4
+    assert counted(tab.page, desk, "*") == (0, 0)
+
+
+def test_what_only_reads_is_kept_by_the_browser(
+    site: Site, open_desk: OpenDesk, open_tab: OpenTab
+) -> None:
+    desk, tab = open_desk(), open_tab()
+    site.files["/a"] = f"""<title>A</title><img src="{desk.url}/hits.svg?page=*">
+        <img src="{desk.url}/hits.svg?page=/a">"""
+    for path in ("/a", "/a?again"):
+        tab.page.goto(f"{site.url}{path}")
+    assert desk.server.log.count("GET /hits.svg 200") == 3
 
 
 def test_the_example_counts_and_shows_its_visits(
