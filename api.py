@@ -33,7 +33,7 @@ from frontdesk.answers import (
 from frontdesk.database import StorageError, open_database
 from frontdesk.forms import Contact as ContactForm
 from frontdesk.forms import Rejected
-from frontdesk.languages import marked
+from frontdesk.languages import Language, marked
 from frontdesk.limits import Limits, RateLimits
 from frontdesk.links import BadLinkError, Links
 from frontdesk.mailjet import Transport, transport_for
@@ -296,21 +296,16 @@ class Contact(Resource):
             "client": truncated(req.context.client),
         }
 
-    @staticmethod
     def _verdict(
-        req: Request, contact: ContactForm, row: dict[str, Any], now: float
+        self, req: Request, contact: ContactForm, row: dict[str, Any], now: float
     ) -> Verdict:
         """Judge a submission, and put the fingerprint of its text into the row."""
-        from frontdesk import spam  # its patterns take 10 ms: not at start
+        from frontdesk import spam  # with the first message, not at start
 
         seconds, webdriver = _session_data(req, now)
-        reading = spam.read(
-            contact.text, contact.name, contact.subject, contact.extra.values()
-        )
-        row["echo"] = reading.fingerprint
-        score = spam.score(
-            reading,
-            echoes=Message.echoes(reading.fingerprint, row["client"], now),
+        fingerprint = spam.fingerprint(contact.text)
+        row["echo"] = fingerprint[:8]
+        request = spam.Request(
             honeypot=contact.honeypot,
             seconds_on_page=seconds,
             webdriver=webdriver,
@@ -318,8 +313,15 @@ class Contact(Resource):
             referer=req.get_header("Referer") is not None,
             accept_language=req.get_header("Accept-Language") is not None,
             user_agent=bool(req.user_agent),
+            echoes=Message.echoes(row["echo"], row["client"], now),
         )
-        return Verdict(score.points, score.reasons, score.doubtful, score.held)
+        verdict = spam.judge(
+            *(contact.text, contact.name, contact.subject, contact.extra.values()),
+            hosts=self._site.settings.hosts,
+            request=request,
+        )
+        reasons = spam.readable(verdict.reasons, Language())
+        return Verdict(verdict.points, reasons, verdict.doubtful, verdict.held)
 
     @staticmethod
     def _keys(req: Request, contact: ContactForm) -> dict[str, int]:

@@ -50,7 +50,7 @@ def fill_hits(con, rows):
 def fill_messages(con, rows, same_text=False):
     """Fill messages of the last month; same_text: of one spam campaign, today."""
     now = time.time()
-    campaign = f"'{spam.read(CAMPAIGN).fingerprint}'"
+    campaign = f"'{spam.fingerprint(CAMPAIGN)[:8]}'"
     echo = campaign if same_text else "lower(hex(randomblob(8)))"
     span = 80_000 if same_text else 30 * 86_400
     con.execute(

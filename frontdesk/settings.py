@@ -148,6 +148,12 @@ class Settings:
         return Calendar(self.time_zone)
 
     @cached_property
+    def hosts(self) -> tuple[str, ...]:
+        """The hosts of the owner's site, as spam names it."""
+        listed = [urlsplit(origin).hostname or "" for origin in self.allowed_origins]
+        return tuple({host for host in (self.site_name, *listed) if "." in host})
+
+    @cached_property
     def root(self) -> str:
         """The path that a proxy in front takes off, if PUBLIC_URL has one."""
         return urlsplit(self.public_url).path
