@@ -9,7 +9,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, lru_cache
-from heapq import nsmallest
+from heapq import nlargest, nsmallest
 from itertools import pairwise, repeat
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +19,8 @@ from frontdesk.languages import Language, marked
 
 ASK = 5  # doubtful from here on: a plain form is asked once, JSON is marked
 HOLD = 10  # held from here on
-SHORT = 40  # features: in fewer than these, each weighs no more
+HUNCH = 3  # of the words: fewer points say nothing
+SHORT = 60  # features: in fewer than these, each weighs no more
 READ = 10_000  # characters looked at: this bounds the time that a message takes
 
 WEIGHTS = Path(__file__).with_name("spam-weights.txt")
@@ -46,7 +47,8 @@ _BY_WORD = (
 # Every repeat is bounded or can match in one way only: cost grows with length, no more.
 _UNSPACED = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff"  # Thai, Japanese, Chinese
 _WORD = re.compile(rf"[^\W\d_{_UNSPACED}]+|[{_UNSPACED}]")
-_ASCII = bytes(n if chr(n).isalpha() and n < 128 else 32 for n in range(256))
+_MARKS = re.compile("[\x80-\xbf×÷\u2000-\u2bff]")  # as far as _BEYOND_LATIN lets them
+_LETTERS_ONLY = bytes(n if n > 127 or chr(n).isalpha() else 32 for n in range(256))
 _OWN = "(ownsite)"  # stands for the site's name in a folded text
 _LINKISH = re.compile(r"\.[a-z]{2}")
 _LINK = re.compile(
@@ -54,6 +56,7 @@ _LINK = re.compile(
     r"|(?<![\w@./-])((?:[\w-]{1,63}\.){1,4}(?:[a-z]{2,12}(?=/\w)|(?:biz|com|info|net|org"
     r"|ru|site|shop|top|xyz)(?![\w@-]|\.\w)))(/[^\s<>\"'()\[\]]*)?"
 )
+_ADDRESS = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@[\w.-]{1,253}")
 _MARKUP = re.compile(r"<a\s[^<>]{0,99}href|\[(?:url|link|img)[=\]]")
 _NAME_LINK = re.compile(r"https?://|\bwww\.|\w\.[a-z]{2,12}/", re.I)
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060-\u2064\ufeff]")
@@ -114,6 +117,8 @@ def features(
             signs += ["own name"] * bool(times)
         elif own.search(name.casefold()):
             signs.append("own name")
+    if "@" in said:
+        said = _ADDRESS.sub(" ", said)
     if "://" in said or _LINKISH.search(said):
         said = _links(said, signs)
     if ("<" in said or "[" in said) and _MARKUP.search(said):
@@ -138,9 +143,12 @@ def _fold(text: str) -> str:
 
 
 def _words(folded: str) -> list[str]:
-    if folded.isascii():  # the same as _WORD finds, in a fifth of the time
-        return folded.encode().translate(_ASCII).decode().split()
-    return _WORD.findall(folded)
+    if not folded.isascii():
+        if _BEYOND_LATIN.search(folded):
+            return _WORD.findall(folded)
+        folded = _MARKS.sub(" ", folded)
+    # What _WORD finds in Latin letters, in a fifth of the time.
+    return folded.encode().translate(_LETTERS_ONLY).decode().split()
 
 
 @lru_cache(maxsize=8)
@@ -288,7 +296,7 @@ def judge(
     points, reasons = sum(n for n, _ in hits), [reason for _, reason in hits]
     found = features(text, name, subject, extra, hosts)
     learned = int(score(found))
-    if learned > 0:
+    if learned >= HUNCH:
         points += learned
         reasons += _why(found)
     return Verdict(points, reasons)
@@ -302,21 +310,23 @@ def score(found: Features) -> float:
     return weight("=", 0.0) + signs + words / math.sqrt(max(len(found.words), SHORT))
 
 
+def _is_telling(word: str) -> bool:
+    """Whether a feature tells a reader something: no beginnings, no short words."""
+    return len(word) > 3 and word[-1] != "*"
+
+
 def _why(found: Features) -> list[Reason]:
     """Return the three signs and phrases that weighed most."""
     weight, size = _weights().get, math.sqrt(max(len(found.words), SHORT))
     weighed = [(weight(f"={sign}", 0.0), SIGNS[sign], "") for sign in found.signs]
     phrase = marked("put like spam: “%(phrase)s”")
     weighed += [
-        (weight(word, 0.0) / size, phrase, word)
+        (points / size, phrase, word)
         for word in found.words
-        if "ownsi" not in word and len(word) > 1
+        if (points := weight(word, 0.0)) > 1 and _is_telling(word)
     ]
-    best = sorted((each for each in weighed if each[0] > 0.2), reverse=True)[:3]
-    return [
-        (sentence, {"phrase": word.replace("*", "…")} if word else {})
-        for _, sentence, word in best
-    ]
+    best = [each for each in nlargest(3, weighed) if each[0] > 0.2]
+    return [(sentence, {"phrase": word} if word else {}) for _, sentence, word in best]
 
 
 def _request_hits(request: Request) -> Iterable[tuple[int, Reason]]:
