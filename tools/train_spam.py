@@ -32,11 +32,11 @@ sys.path.insert(0, str(ROOT))
 from frontdesk import spam  # noqa: E402
 
 SEED = 17
-FOLDS = 5
-C = 3.0  # how far weights may go: the strength of logistic regression's penalty
+FOLDS, DEALS = 10, 3
+C = 2.0  # how far weights may go: the strength of logistic regression's penalty
 SCALE = 5.0  # of words against signs
 SEEN = 2, 2  # a word counts that is in so many campaigns, and in so many sources
-ASKED = 0.005, 0.09  # of real honest messages, of our own (harder) ones: when unseen
+ASKED = 0.009, 0.1  # of real honest messages, of our own (harder) ones: when unseen
 NOTHING = 60  # honest messages of which no word is known
 SENTENCES = (  # scored again by a test
     "Hi, we checked site.example and can put it on the first page of Google for $99.",
@@ -113,7 +113,7 @@ def join(sets: list[set[Any]], share: float) -> list[int]:
     return [root(n) for n in range(len(sets))]
 
 
-def folds(rows: list[Row], groups: list[int], seed: int = SEED) -> np.ndarray:
+def folds(rows: list[Row], groups: list[int], seed: int) -> np.ndarray:
     """Deal groups out, the largest first, so that both labels are spread evenly."""
     members: dict[int, list[int]] = defaultdict(list)
     for n, group in enumerate(groups):
@@ -174,13 +174,18 @@ class Model:
         return np.asarray(self.regression.decision_function(self.matrix(rows)))
 
 
-def unseen(rows: list[Row], groups: list[int], seed: int = SEED) -> np.ndarray:
-    """Return each message's score by a model that saw nothing of its group."""
-    scores, fold = np.zeros(len(rows)), folds(rows, groups, seed)
-    for k in range(FOLDS):
-        model = Model([row for row, f in zip(rows, fold, strict=True) if f != k])
-        mine = fold == k
-        scores[mine] = model.scores([r for r, m in zip(rows, mine, strict=True) if m])
+def unseen(rows: list[Row], groups: list[int]) -> np.ndarray:
+    """Return each message's score by models that saw nothing of its group.
+
+    The mean of several deals: of one alone, a single message would set the threshold.
+    """
+    scores = np.zeros(len(rows))
+    for deal in range(DEALS):
+        fold = folds(rows, groups, SEED + deal)
+        for k in range(FOLDS):
+            model = Model([row for row, f in zip(rows, fold, strict=True) if f != k])
+            mine = np.flatnonzero(fold == k)
+            scores[mine] += model.scores([rows[n] for n in mine]) / DEALS
     return scores
 
 
