@@ -9,13 +9,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import desk
 import falcon
 from falcon import Request, Response
 from falcon.media import JSONHandler
 
+import desk
 import hits
 import owner
 from frontdesk import forms
@@ -33,7 +33,8 @@ from frontdesk.answers import (
 from frontdesk.database import StorageError, open_database
 from frontdesk.forms import Contact as ContactForm
 from frontdesk.forms import Rejected
-from frontdesk.languages import Language, marked
+from frontdesk.languages import marked
+from frontdesk.lessons import Lesson
 from frontdesk.limits import Limits, RateLimits
 from frontdesk.links import BadLinkError, Links
 from frontdesk.mailjet import Transport, transport_for
@@ -53,7 +54,10 @@ from middleware import (
     client_key,
     truncated,
 )
-from models import Delivery, Message, Subscriber, Verdict, count_trapped
+from models import Delivery, Message, Subscriber, count_trapped
+
+if TYPE_CHECKING:
+    from frontdesk import spam
 
 DUPLICATE_BODY_SECONDS = 600
 IDEMPOTENCY_SECONDS = 86400
@@ -265,13 +269,13 @@ class Contact(Resource):
         if message_id is None:
             row = self._row(req, values, contact)
             verdict = self._verdict(req, contact, row, now)
-            if verdict.doubtful and wants_html(req):
-                asked = self._asked_seconds(values, contact)
-                if asked is None or not ASKED_SECONDS[0] <= asked <= ASKED_SECONDS[1]:
-                    self._ask(req, resp, values, contact, next_url)
-                    return
-                verdict = verdict._replace(doubtful=False)
-            message_id = Message.receive(row, verdict, keys=keys, now=now)
+            asked = self._asked_seconds(values, contact)
+            if verdict.doubtful and wants_html(req) and not _is_answer(asked):
+                self._ask(req, resp, values, contact, next_url)
+                return
+            message_id = Message.receive(
+                row, verdict, keys=keys, now=now, asked=_is_answer(asked)
+            )
         if message_id is None:
             raise _no_room(now)
         self._outbox.nudge()
@@ -292,36 +296,27 @@ class Contact(Resource):
             "subject": contact.subject,
             "message": contact.text,
             "fields": contact.extra,
+            "layout": contact.layout,
             "page": self._site.referrer(req, values),
             "client": truncated(req.context.client),
         }
 
     def _verdict(
         self, req: Request, contact: ContactForm, row: dict[str, Any], now: float
-    ) -> Verdict:
+    ) -> spam.Verdict:
         """Judge a submission, and put the fingerprint of its text into the row."""
         from frontdesk import spam  # with the first message, not at start
 
-        seconds, webdriver = _session_data(req, now)
         fingerprint = spam.fingerprint(contact.text)
-        row["echo"] = fingerprint[:8]
-        request = spam.Request(
-            honeypot=contact.honeypot,
-            seconds_on_page=seconds,
-            webdriver=webdriver,
-            origin=req.get_header("Origin") is not None,
-            referer=req.get_header("Referer") is not None,
-            accept_language=req.get_header("Accept-Language") is not None,
-            user_agent=bool(req.user_agent),
-            echoes=Message.echoes(row["echo"], row["client"], now),
-        )
-        verdict = spam.judge(
+        row["echo"] = next(iter(fingerprint), "")
+        echoes = Message.echoes(row["echo"], row["client"], now)
+        return spam.judge(
             *(contact.text, contact.name, contact.subject, contact.extra.values()),
-            hosts=self._site.settings.hosts,
-            request=request,
+            hosts=self._settings.hosts,
+            request=_signs(req, contact.honeypot, now)._replace(
+                echoes=echoes, taught=Lesson.recall(fingerprint)
+            ),
         )
-        reasons = spam.readable(verdict.reasons, Language())
-        return Verdict(verdict.points, reasons, verdict.doubtful, verdict.held)
 
     @staticmethod
     def _keys(req: Request, contact: ContactForm) -> dict[str, int]:
@@ -362,7 +357,7 @@ class Contact(Resource):
             too_soon=asked is not None and asked < ASKED_SECONDS[0],
             fields=[*{**values, **ours}.items()],
             shown=[
-                (label(name), value)
+                (self._site.pages.language.text(label(name)), value)
                 for name, value in values.items()
                 if value and kind(name, value) != "hidden"
             ],
@@ -378,6 +373,11 @@ class Contact(Resource):
         except BadLinkError:
             return None
         return age if content == keyed_hash("ask", *_content(contact)) else None
+
+
+def _is_answer(asked: float | None) -> bool:
+    """Tell whether a person had the time to press our question's button."""
+    return asked is not None and ASKED_SECONDS[0] <= asked <= ASKED_SECONDS[1]
 
 
 def _no_room(now: float) -> Rejected:
@@ -400,6 +400,22 @@ def _content(contact: ContactForm) -> tuple[str, ...]:
     """
     said = (contact.email, contact.name, contact.subject, contact.text)
     return *said, *chain(*contact.extra.items()), str(contact.honeypot)
+
+
+def _signs(req: Request, honeypot: bool, now: float) -> spam.Request:
+    """Return what a request says of who sent it: a person's browser, or a robot."""
+    from frontdesk import spam
+
+    seconds, webdriver = _session_data(req, now)
+    return spam.Request(
+        honeypot=honeypot,
+        seconds_on_page=seconds,
+        webdriver=webdriver,
+        origin=req.get_header("Origin") is not None,
+        referer=req.get_header("Referer") is not None,
+        accept_language=req.get_header("Accept-Language") is not None,
+        user_agent=bool(req.user_agent),
+    )
 
 
 def _session_data(req: Request, now: float) -> tuple[float | None, bool]:
@@ -430,7 +446,7 @@ class Newsletter(Resource):
         values = forms.read(req)
         self._site.refuse_foreign(values)
         signup, now = forms.signup(values, self._site.own), self._clock()
-        if signup.honeypot:
+        if self._is_suspicious(req, signup, now):
             count_trapped(now)
         else:
             Subscriber.ask(
@@ -448,6 +464,13 @@ class Newsletter(Resource):
             raise falcon.HTTPSeeOther(next_url)
         almost = marked("Almost done: please press the button in the email we send.")
         self._site.succeed(resp, next_url, almost)
+
+    @staticmethod
+    def _is_suspicious(req: Request, signup: forms.Signup, now: float) -> bool:
+        from frontdesk import spam  # with the first sign-up, not at start
+
+        signs = _signs(req, signup.honeypot, now)
+        return spam.suspicious_signup(signup.name, signs)
 
 
 class MailedLink(Resource):

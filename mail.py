@@ -12,9 +12,9 @@ import falcon
 from falcon import Request, Response
 
 from frontdesk import forms
-from frontdesk.answers import succeed
+from frontdesk.answers import label, succeed
 from frontdesk.database import transaction
-from frontdesk.languages import marked
+from frontdesk.languages import Language, marked
 from frontdesk.links import BadLinkError, Links
 from frontdesk.mailjet import RefusedReplyTo, Transport
 from frontdesk.outbox import Handler
@@ -92,12 +92,13 @@ class Composer:
         messages, dropped = Message.digested(now), Message.dropped_before(now)
         if not messages and not dropped:  # erased meanwhile
             return None
+        sentences = self._pages.language.sentences
         items = [
             {
                 "who": f"{m.name} <{m.email}>" if m.name else m.email,
                 "subject": m.subject,
                 "first_line": m.message.partition("\n")[0][:200],
-                "reasons": json.loads(m.spam_reasons),
+                "reasons": sentences(json.loads(m.spam_reasons)),
                 "received": self._pages.moment(m.received_at),
                 "deliver_url": self._links.url("release", m.id),
             }
@@ -139,26 +140,42 @@ class Composer:
 
 
 def told(message: Message, pages: Pages) -> dict[str, Any]:
-    """Return what a template shows of a message."""
-    columns = {
-        marked("Name"): message.name,
-        marked("Email"): message.email,
-        marked("Subject"): message.subject,
-        marked("Message"): message.message,
-    }
-    text = pages.language.text
-    shown = [(text(label), value) for label, value in columns.items() if value]
+    """Return what templates show of a message."""
     return {
+        "id": message.id,
         "name": message.name,
         "email": message.email,
         "subject": message.subject,
-        "shown": [*shown, *json.loads(message.fields).items()],
+        "shown": _shown(message, pages.language),
         "referrer": message.page,
         "received": pages.moment(message.received_at),
         "client": message.client,
-        "reasons": json.loads(message.spam_reasons),
+        "reasons": pages.language.sentences(json.loads(message.spam_reasons)),
         "delivered": message.released_at is not None,
+        "state": message.state,
+        "why": message.delivery_reason or "",
     }
+
+
+def _shown(message: Message, language: Language) -> list[tuple[str, str]]:
+    """Return (label, text) of all that was typed, as the form had it."""
+    columns = {
+        "name": message.name,
+        "email": message.email,
+        "subject": message.subject,
+        "message": message.message,
+    }
+    extra = json.loads(message.fields)
+    if layout := json.loads(message.layout):
+        typed = forms.typed(layout, columns, extra)
+        return [(language.text(label(name)), text) for name, text in typed if text]
+    # A message of version 1: what it was called and where it stood was not kept.
+    titles = dict(zip(columns, map(language.text, COLUMNS), strict=True))
+    known = [(titles[name], text) for name, text in columns.items() if text]
+    return [*known, *extra.items()]
+
+
+COLUMNS = (marked("Name"), marked("Email"), marked("Subject"), marked("Message"))
 
 
 def _mailjet_address(address: Address) -> dict[str, str]:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from peewee import BigAutoField, BooleanField, DoubleField, IntegerField, TextField, fn
 
 from frontdesk.counter import ALL_PAGES, Hit, Page, Visitor, rotate_salt
 from frontdesk.database import current, execute, insert, transaction
+from frontdesk.lessons import Lesson
 from frontdesk.mailboxes import folded, is_large
 from frontdesk.receipts import Receipt
 from frontdesk.tables import (
@@ -31,6 +32,9 @@ from frontdesk.tables import (
     new_id,
     to_json,
 )
+
+if TYPE_CHECKING:
+    from frontdesk.spam import Verdict
 
 # Of all clients together: a flood must fill neither the disk nor the mail quota. One
 # network (/24 or /48) gets a tenth of each, so that it leaves room for the others.
@@ -55,15 +59,6 @@ def _midnight(now: float) -> float:
 # --- messages --------------------------------------------------------------------
 
 
-class Verdict(NamedTuple):
-    """How much a message looks like spam, and what follows."""
-
-    points: int = 0
-    reasons: Sequence[str] = ()
-    doubtful: bool = False
-    held: bool = False
-
-
 class Message(Table):
     """What a visitor wrote; held while it looks like spam."""
 
@@ -73,11 +68,12 @@ class Message(Table):
     email = TextField()
     subject = TextField()
     message = TextField()
-    fields = TextField()  # JSON object, in the order of the form
+    fields = TextField()  # JSON object of what has no column
+    layout = TextField()  # JSON list: the form's order, see forms.typed()
     page = TextField()
     client = TextField()  # /24 or /48
     spam_score = IntegerField()
-    spam_reasons = TextField()  # JSON list
+    spam_reasons = TextField()  # JSON list, see Language.sentences()
     echo = TextField()  # fingerprint of the text, see spam.py
     doubtful = BooleanField()  # delivered with a mark in the subject
     held_at = DoubleField(null=True)
@@ -97,30 +93,33 @@ class Message(Table):
         *,
         keys: Mapping[str, int],
         now: float,
+        asked: bool = False,
     ) -> str | None:
         """Store a message and its outgoing mail, once, and return its id.
 
         keys: what tells that a submission is a repeat, and for how many seconds each
         does (see Receipt). A repeat gets the first message's id and stores nothing.
-        A held message gets no mail; over the hourly ceilings a doubtful one is held,
-        too, and a held one is only counted: None, and a repeat is not known as one.
+        A held message gets no mail, and a doubtful one a mark, unless its sender was
+        asked. Over the hourly ceilings a doubtful one is held, too, and a held one
+        is only counted: None, and a repeat is not known as one.
         """
         message_id = new_id(now)
         owner = Receipt.claim_all(keys, message_id, now)
         if owner != message_id:
             return owner
+        doubtful = verdict.doubtful and not asked
         row = {
             **values,
             "id": message_id,
             "received_at": now,
             "fields": to_json(values["fields"]) if values["fields"] else "{}",
+            "layout": to_json(values["layout"]),
             "spam_score": verdict.points,
             "spam_reasons": to_json(verdict.reasons) if verdict.reasons else "[]",
-            "doubtful": verdict.doubtful,
+            "doubtful": doubtful,
         }
         if not verdict.held and (
-            not verdict.doubtful
-            or cls._spend_room("doubtful", DOUBTFUL_PER_HOUR, row, now)
+            not doubtful or cls._spend_room("doubtful", DOUBTFUL_PER_HOUR, row, now)
         ):
             insert("message", row)
             Delivery.add("contact", message_id, now)
@@ -165,8 +164,7 @@ class Message(Table):
     @classmethod
     @transaction
     def deliver(cls, message_id: str, now: float) -> None:
-        """Deliver a held message; again is harmless."""
-
+        """Deliver a held message, and hold none like it; again is harmless."""
         released = execute(
             "UPDATE message SET released_at = ? "
             "WHERE id = ? AND held_at IS NOT NULL AND released_at IS NULL",
@@ -175,6 +173,29 @@ class Message(Table):
         )
         if released.rowcount:
             Delivery.add("contact", message_id, now)
+            cls._teach(message_id, is_spam=False)
+
+    @classmethod
+    @transaction
+    def mark_spam(cls, message_id: str, now: float) -> None:
+        """Hold a delivered message after all, and those like it; again is harmless."""
+        marked = execute(
+            # It is in no digest: the owner knows it.
+            "UPDATE message SET held_at = ?, released_at = NULL, digested_at = ? "
+            "WHERE id = ? AND (held_at IS NULL OR released_at IS NOT NULL)",
+            now,
+            now,
+            message_id,
+        )
+        if marked.rowcount:
+            cls._teach(message_id, is_spam=True)
+
+    @classmethod
+    def _teach(cls, message_id: str, is_spam: bool) -> None:
+        from frontdesk import spam  # with the first message, not at start
+
+        message = cls.get_by_id(message_id)
+        Lesson.teach(message_id, spam.fingerprint(message.message), is_spam)
 
     @classmethod
     def newest(cls, most: int, before: str = "") -> list[Message]:
@@ -283,11 +304,18 @@ class Message(Table):
             "page": self.page,
             "spam_score": self.spam_score,
             "spam_reasons": json.loads(self.spam_reasons),
-            "held": self.held_at is not None and self.released_at is None,
+            "held": self.state == "held",
             "mailed_at": iso(self.mailed_at),
             "delivery": self.delivery,
             "delivery_reason": self.delivery_reason,
         }
+
+    @property
+    def state(self) -> str:
+        """Return held, undelivered, delivered, mailed or waiting."""
+        if self.held_at is not None and self.released_at is None:
+            return "held"
+        return self.delivery or ("waiting" if self.mailed_at is None else "mailed")
 
     @property
     def delivery(self) -> str | None:
@@ -705,6 +733,7 @@ def _erase_messages(condition: Any) -> int:
     waiting = Delivery.kind == "contact", Delivery.ref.in_(ids)
     Delivery.delete().where(*waiting).execute()
     Receipt.delete().where(Receipt.message_id.in_(ids)).execute()
+    Lesson.delete().where(Lesson.message_id.in_(ids)).execute()
     return int(Message.delete().where(condition).execute())
 
 
@@ -716,6 +745,7 @@ def erase(email: str, now: float, sync: bool) -> tuple[int, int]:
     ids = Message.select(Message.id).where(theirs)
     Delivery.delete().where(Delivery.kind == "contact", Delivery.ref.in_(ids)).execute()
     Receipt.delete().where(Receipt.message_id.in_(ids)).execute()
+    Lesson.delete().where(Lesson.message_id.in_(ids)).execute()
     messages = Message.delete().where(theirs).execute()
     Delivery.delete().where(  # a list change that Mailjet never took
         Delivery.kind == "list",
@@ -775,6 +805,7 @@ TABLES: tuple[Any, ...] = (
     Tally,
     Receipt,
     Message,
+    Lesson,
     Subscriber,
     Delivery,
     Page,

@@ -97,6 +97,8 @@ class Export(Resource):
         rows = models.export(noun)
         if noun == "subscribers":
             rows = self._with_links(rows)
+        elif noun == "messages":
+            rows = self._with_sentences(rows)
         # The first row now: a database in trouble must still become a 503.
         rows = chain([first], rows) if (first := next(rows, None)) else rows
         as_text = _as_json(rows) if kind == "json" else _as_csv(rows, COLUMNS[noun])
@@ -104,6 +106,13 @@ class Export(Resource):
         resp.downloadable_as = f"frontdesk-{name}"
         if req.method == "GET":
             resp.stream = _in_chunks(as_text)
+
+    def _with_sentences(
+        self, rows: Iterable[dict[str, Any]]
+    ) -> Iterator[dict[str, Any]]:
+        sentences = self._site.pages.language.sentences
+        for row in rows:
+            yield row | {"spam_reasons": sentences(row["spam_reasons"])}
 
     def _with_links(self, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         for row in rows:

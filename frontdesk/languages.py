@@ -10,6 +10,7 @@ from __future__ import annotations
 import gettext
 import json
 import re
+from collections.abc import Iterable
 from datetime import date, datetime
 from functools import cached_property
 from pathlib import Path
@@ -71,6 +72,13 @@ class Language:
         """Return the sentence for a number, which is the placeholder %(n)s in it."""
         translated = self.catalog.ngettext(one, many, n)
         return translated % {"n": self.number(n), **values}
+
+    def sentences(self, kept: Iterable[Any]) -> list[str]:
+        """Return sentences that were kept as [message, values]; plain ones stay."""
+        return [
+            each if isinstance(each, str) else self.text(each[0], **each[1])
+            for each in kept
+        ]
 
     def number(self, n: int) -> str:
         """Write a whole number with this language's mark at the thousands."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 from zlib import crc32
 
-from frontdesk.languages import Language, marked
+from frontdesk.languages import marked
 
 ASK = 5  # doubtful from here on: a plain form is asked once, JSON is marked
 HOLD = 10  # held from here on
@@ -272,14 +272,6 @@ class Verdict(NamedTuple):
         return self.points >= HOLD
 
 
-def readable(reasons: Iterable[object], language: Language) -> list[str]:
-    """Return reasons in a language; those of older rows are sentences already."""
-    return [
-        each if isinstance(each, str) else language.text(each[0], **each[1])  # type: ignore[index]
-        for each in reasons
-    ]
-
-
 def judge(
     text: str,
     name: str = "",
@@ -389,33 +381,19 @@ def _weights() -> Mapping[str, float]:
 SKETCH = 16  # hashes kept of a text: the smallest ones
 
 
-def fingerprint(text: str) -> str:
-    """Return the 16 smallest hashes of a text's runs of three words, or "".
+def fingerprint(text: str) -> list[str]:
+    """Return the 16 smallest hashes of a text's runs of three words, smallest first.
 
-    The smallest of all ("minhash") are the same in two texts as often as their runs
-    are: another name, link or greeting changes few. Each is 8 hexadecimal digits, the
-    smallest first, so that the first 8 characters are a key to look echoes up by. A
-    text of fewer than ten words has none: honest people write the same few words too.
+    Two texts share as many of the smallest hashes as they share runs ("minhash");
+    another name, link or greeting changes few. A text of fewer than ten words has
+    none: honest people write the same few words too.
     """
     said = _fold(text)
     if "://" in said or _LINKISH.search(said):
         said = _LINK.sub(" ", said)
     words = _words(said)
     if len(words) < 10:
-        return ""
+        return []
     runs = map(" ".join, zip(words, words[1:], words[2:], strict=False))
     hashes = set(map(crc32, map(str.encode, runs)))
-    return "".join([f"{each:08x}" for each in nsmallest(SKETCH, hashes)])
-
-
-def near_identical(one: str, other: str) -> bool:
-    """Tell by their fingerprints whether two texts share half of their runs."""
-    a, b = _hashes(one), _hashes(other)
-    if not a or not b:
-        return False
-    smallest = sorted(a | b)[: max(len(a), len(b))]
-    return sum(each in a and each in b for each in smallest) >= len(smallest) / 2
-
-
-def _hashes(sketch: str) -> set[str]:
-    return {sketch[i : i + 8] for i in range(0, len(sketch), 8)}
+    return [f"{each:08x}" for each in nsmallest(SKETCH, hashes)]

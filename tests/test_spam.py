@@ -432,6 +432,11 @@ LETTER = (
 )
 
 
+def is_near(one: list[str], other: list[str]) -> bool:
+    """Tell whether two texts share half of their hashes, as lessons.py asks."""
+    return 2 * len({*one} & {*other}) >= max(len(one), len(other)) > 0
+
+
 @pytest.mark.parametrize(
     "variant",
     [
@@ -446,16 +451,14 @@ LETTER = (
 )
 def test_near_identical_texts_are_recognised(variant: str) -> None:
     assert variant != LETTER
-    assert spam.near_identical(spam.fingerprint(variant), spam.fingerprint(LETTER))
+    assert is_near(spam.fingerprint(variant), spam.fingerprint(LETTER))
 
 
 def test_different_messages_are_not_near_identical() -> None:
     prints = [spam.fingerprint(r["message"]) for r in corpus("honest") + corpus("spam")]
     known = [each for each in prints if each]
     assert len(known) > len(prints) / 2
-    assert not any(
-        spam.near_identical(a, b) for n, a in enumerate(known) for b in known[:n]
-    )
+    assert not any(is_near(a, b) for n, a in enumerate(known) for b in known[:n])
 
 
 @pytest.mark.parametrize(
@@ -465,9 +468,8 @@ def test_different_messages_are_not_near_identical() -> None:
         *["谢谢您!", "https://a.example/" + "x" * 500, "1 2 3 " * 100],
     ],
 )
-def test_a_short_text_has_no_fingerprint_and_is_near_nothing(message: str) -> None:
-    assert spam.fingerprint(message) == ""
-    assert not spam.near_identical("", "")
+def test_a_short_text_has_no_fingerprint(message: str) -> None:
+    assert spam.fingerprint(message) == []
 
 
 # -- hostile input ---------------------------------------------------------------------
