@@ -58,7 +58,8 @@ DOUBTFUL = {
     "email": "sam@example.com",
     "name": "Sam",
     "subject": "Our offer",
-    "message": "We offer a guest post, please see https://bit.ly/x for the details.",
+    "message": "We offer a guest post on your website, please see "
+    "https://blog.example/x for details and prices.",
 }
 BLATANT = {
     "email": "bot@example.com",
