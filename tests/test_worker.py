@@ -356,7 +356,6 @@ def test_a_client_has_a_tenth_of_the_connections(run: Callable[..., Running]) ->
             sock.sendall(LAST)
             assert read_all(sock).endswith(b"It came.")
     eventually(lambda: not running.worker.connections)
-    assert not running.worker.clients
 
 
 @pytest.mark.parametrize(
@@ -384,10 +383,10 @@ def test_all_requests_that_come_in_have_a_ceiling(run: Callable[..., Running]) -
     with ExitStack() as stack:
         socks = [stack.enter_context(running.raw(start)) for _ in range(50)]
         eventually(lambda: len(running.app.bodies) >= 10)
-        assert running.worker.incoming <= ALL_BYTES + READ_BYTES
+        held = sum(len(conn.received) for conn in list(running.worker.connections))
+        assert held <= ALL_BYTES + READ_BYTES
         assert is_answered(running)
     eventually(lambda: not running.worker.connections)
-    assert running.worker.incoming == 0
     assert len(socks) == 50
 
 
@@ -405,10 +404,12 @@ def test_what_is_not_http_is_answered_like_any_other_error(server: Server) -> No
     with raw(server, b"NOT HTTP\r\n\r\n") as sock:
         head, _, body = read_all(sock).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n")
-    for line in (b"Cache-Control: no-store", b"X-Content-Type-Options: nosniff"):
-        assert line in head
+    for line in (b"cache-control: no-store", b"x-content-type-options: nosniff"):
+        assert line in head.lower()
+    assert b"\r\nConnection: close" in head
+    assert b"access-control" not in head.lower()
     assert [error["code"] for error in json.loads(body)["errors"]] == ["MALFORMED"]
-    request_id = head.partition(b"X-Request-ID: ")[2][:16].decode()
+    request_id = head.partition(b"x-request-id: ")[2][:16].decode()
     server.wait_for_log(request_id)
 
 
