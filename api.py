@@ -68,6 +68,8 @@ class Frontdesk(falcon.App):  # type: ignore[type-arg]
     """The WSGI application, and the parts that a server or a test looks after."""
 
     service: Service
+    # Else Falcon refuses the method WEBSOCKET before any middleware has run: 500.
+    _META_METHODS = frozenset()
 
     @property
     def outbox(self) -> Outbox:

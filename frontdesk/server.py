@@ -132,8 +132,8 @@ class Connection:
             raise LimitRequestHeaders("head")
         source = IterUnreader([bytes(self.received)])
         try:
-            # Not its peer: only for the URL's scheme, which nobody reads, would gunicorn
-            # look at each request whether to trust it.
+            # Without its peer: gunicorn would look up each time whether to trust it
+            # with the URL's scheme, which nobody reads.
             request = Request(self.cfg, source, None)
         except NoMoreData:
             return False
