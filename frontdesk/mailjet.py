@@ -151,16 +151,21 @@ class Mailjet:
         """Ask Mailjet about the keys, the sender, the list and the events."""
         try:
             rows = self._ask("sender")
-            yield Check("mailjet", True, marked("Mailjet accepts the keys."))
-            yield _sender(settings, rows)
-            if settings.mailjet_list_id:
-                yield self._list(settings.mailjet_list_id)
-            yield _registered(self._ask("eventcallbackurl"), links)
         except KeysRefused:
             message = marked("Mailjet refuses the keys: check MJ_APIKEY_*.")
             yield Check("mailjet", False, message)
+            return
         except (TryLater, Refused) as error:
-            yield _not_asked(error)
+            yield _not_asked("mailjet", error)
+            return
+        yield Check("mailjet", True, marked("Mailjet accepts the keys."))
+        yield _sender(settings, rows)
+        if settings.mailjet_list_id:
+            yield self._list(settings.mailjet_list_id)
+        try:
+            yield _registered(self._ask("eventcallbackurl"), links)
+        except (KeysRefused, TryLater, Refused) as error:
+            yield _not_asked("events", error)
 
     def _list(self, list_id: str) -> Check:
         try:
@@ -195,7 +200,7 @@ class Mailjet:
                     )
             yield _registered(self._ask("eventcallbackurl"), links)
         except (KeysRefused, TryLater, Refused) as error:
-            yield _not_asked(error)
+            yield _not_asked("events", error)
 
     def _ask(self, resource: str, id: str | None = None) -> list[dict[str, Any]]:
         # Without a limit it is 10 rows.
@@ -237,9 +242,9 @@ class Mailjet:
 # --- what the doctor is told -----------------------------------------------------
 
 
-def _not_asked(error: Exception) -> Check:
+def _not_asked(name: str, error: Exception) -> Check:
     message = marked("Mailjet could not be asked: %(error)s.")
-    return Check("mailjet", False, message, {"error": error})
+    return Check(name, False, message, {"error": error})
 
 
 def _sender(settings: Settings, rows: list[dict[str, Any]]) -> Check:

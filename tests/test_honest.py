@@ -155,8 +155,6 @@ def test_what_was_typed_is_given_back(desk: Desk) -> None:
     )
     assert answer.status_code == 503
     assert "Cheap pills\nfor everyone" in answer.text.replace("\r\n", "\n")
-    desk.clock.advance(HOUR)
-    assert Form(answer.text).press(desk).status_code == 303
 
 
 @pytest.mark.parametrize("network", ["192.0.2.{}", "2001:db8:7:{:x}::1"])
@@ -182,7 +180,7 @@ def test_six_long_ones_of_one_client_cost_nobody_a_message(desk: Desk) -> None:
 
 
 def test_the_longest_message_finds_room_where_it_is_alone(desk: Desk) -> None:
-    form = {**BLATANT, **{f"field {n}": '"' * 9000 for n in range(3)}}
+    form = {**BLATANT, **{f"field {n}": '"' * 1900 for n in range(15)}}
     assert desk.post("/contact", form).status_code == 200
     assert len(desk.messages()) == 1
 

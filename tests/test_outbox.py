@@ -53,14 +53,18 @@ def waiting() -> list[dict[str, Any]]:
     return list(Delivery.select().order_by(Delivery.id).dicts())
 
 
-def another_outbox(desk: Desk, transport: Any = None) -> tuple[Outbox, Any]:
+def another_outbox(
+    desk: Desk, transport: Any = None, **options: Any
+) -> tuple[Outbox, Any]:
     """Return a second worker's outbox on the same database."""
     transport = transport or Mailbox()
     service = desk.app.service
     composer = Composer(desk.settings, service.links, service.site.pages)
     hand_over = handlers(desk.settings, composer, transport)
     rounds = [Daily(desk.settings, service.limits)]
-    outbox = Outbox(service.database, Delivery, hand_over, rounds, desk.clock)
+    outbox = Outbox(
+        service.database, Delivery, hand_over, rounds, desk.clock, **options
+    )
     return outbox, transport
 
 
@@ -265,6 +269,31 @@ def test_a_backlog_leaves_the_processor_to_visitors(desk: Desk) -> None:
     assert len(desk.drain()) == 4
     wall, busy = time.monotonic() - wall, time.thread_time() - busy
     assert wall > 4 * busy
+
+
+def test_a_backlog_goes_out_without_a_rest_where_nobody_visits(desk: Desk) -> None:
+    rests: list[float] = []
+    outbox, mailbox = another_outbox(desk, sleep=rests.append)
+    for n in range(4):
+        write(desk, f"text {n}")
+    outbox.drain()
+    assert (len(mailbox.mails), rests) == (4, [])
+    outbox.visitor_came()
+    for n in range(4):
+        write(desk, f"more {n}")
+    outbox.drain()
+    assert (len(mailbox.mails), len(rests)) == (8, 4)
+
+
+def test_mailjets_events_and_the_platform_are_no_visitors(desk: Desk) -> None:
+    outbox = desk.app.outbox
+    before = outbox._visitor_at
+    token = desk.app.service.links.token("mailjet", "events")
+    desk.client.simulate_post(f"/mailjet/{token}", json=[])
+    desk.client.simulate_get("/health")
+    assert outbox._visitor_at == before
+    desk.client.simulate_get("/hits.gif?page=/")
+    assert outbox._visitor_at > before
 
 
 # --- sharing ---------------------------------------------------------------------
