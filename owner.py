@@ -303,14 +303,10 @@ class Doctor(Resource):
                 "reason": reason,
             }
             message = self._language.count(
-                marked(
-                    "%(n)s mail did not arrive at %(to)s: %(reason)s. Your message is "
-                    "safe: read it on /desk, then mend MAIL_TO."
-                ),
-                marked(
-                    "%(n)s mails did not arrive at %(to)s: %(reason)s. Your messages "
-                    "are safe: read them on /desk, then mend MAIL_TO."
-                ),
+                "%(n)s mail did not arrive at %(to)s: %(reason)s. Your message is "
+                "safe: read it on /desk, then mend MAIL_TO.",
+                "%(n)s mails did not arrive at %(to)s: %(reason)s. Your messages are "
+                "safe: read them on /desk, then mend MAIL_TO.",
                 count,
                 **values,
             )
