@@ -36,10 +36,9 @@ SHOWN = {"hits": pictures.HITS, "visitors": pictures.VISITORS}
 LONGEST_TITLE = 200
 
 UNNAMED = marked("Please name the page to count.")
-NOT_COUNTED = marked("All pages together can be read, not counted.")
 WRONG_DAYS = marked("“days” must be a whole number from 1 to 365.")
-UNKNOWN = marked("There is no such choice.")
-LONG_TITLE = marked("A title has at most 200 characters.")
+UNKNOWN = marked("There is no such style or size.")
+TOO_LONG = marked("At most %(most)s characters, please.")
 
 
 class Counted(Resource):
@@ -62,13 +61,11 @@ class Counted(Resource):
     def count(self, req: Request, page: str, named: str) -> dict[str, Any]:
         """Count one hit unless there is a reason not to; say which, and the sums."""
         if page == ALL_PAGES:
-            raise forms.wrong("page", "TYPE_TEXT", NOT_COUNTED)
+            raise forms.wrong("page", "TYPE_TEXT", UNNAMED)
         client, agent = req.context.client, (req.user_agent or "")[:LONGEST_AGENT]
         reason = self._uncounted(req, client, agent, named)
         if reason:
-            hits, visitors = Page.totals(page)
-            not_counted = {"counted": False, "reason": reason}
-            return {"page": page, "hits": hits, "visitors": visitors, **not_counted}
+            return {"page": page, **totals(page), "counted": False, "reason": reason}
         sums = self._count(page, client, agent)
         if sums is None:  # never seen before
             page = Page.admit(
@@ -144,6 +141,11 @@ def _is_among(client: str, networks: tuple[Network, ...]) -> bool:
     return any(address in network for network in networks)
 
 
+def totals(page: str) -> dict[str, int]:
+    """Return a page's sums of all days by name."""
+    return dict(zip(SHOWN, Page.totals(page), strict=True))
+
+
 def chosen(req: Request, name: str, choices: Collection[str]) -> str:
     """Return what a parameter says, its first choice unless given.
 
@@ -207,13 +209,13 @@ class Badge(Counted):
         page, named = self.page(req)
         show = chosen(req, "show", SHOWN)
         style = chosen(req, "style", pictures.STYLES)
-        if page == ALL_PAGES or req.get_param("count") == "false":
-            sums = dict(zip(SHOWN, Page.totals(page), strict=True))
-            resp.set_header("Cache-Control", KEPT)
-        elif req.method == "GET":
-            sums = self.count(req, page, named)
+        only_shows = page == ALL_PAGES or req.get_param("count") == "false"
+        if only_shows or req.method == "HEAD":
+            sums = totals(page)
         else:
-            sums = dict(zip(SHOWN, Page.totals(page), strict=True))
+            sums = self.count(req, page, named)
+        if only_shows:
+            resp.set_header("Cache-Control", KEPT)
         resp.content_type = MEDIA_SVG
         language = self._site.pages.language
         resp.data = _badge(
@@ -240,7 +242,7 @@ class Chart(Counted):
         page, _ = self.page(req)
         title = req.get_param("title", default="")
         if len(title) > LONGEST_TITLE:
-            raise forms.wrong("title", "TOO_LONG", LONG_TITLE)
+            raise forms.wrong("title", "TOO_LONG", TOO_LONG, most=LONGEST_TITLE)
         resp.content_type = MEDIA_SVG
         resp.data = _chart(
             self._site.pages,
@@ -272,7 +274,7 @@ class Shield(Counted):
     def on_get(self, req: Request, resp: Response) -> None:
         """Answer in the schema of shields.io/badges/endpoint-badge."""
         show = chosen(req, "show", SHOWN)
-        sums = dict(zip(SHOWN, Page.totals(self.page(req)[0]), strict=True))
+        sums = totals(self.page(req)[0])
         language = self._site.pages.language
         resp.media = {
             "schemaVersion": 1,

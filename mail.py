@@ -21,7 +21,7 @@ from frontdesk.outbox import Handler
 from frontdesk.pages import Pages
 from frontdesk.resources import Resource
 from frontdesk.settings import Address, Settings
-from frontdesk.tables import DAY, day_of
+from frontdesk.tables import DAY, day_before, day_of
 from models import UNSENT, Message, Subscriber, mailbox_key
 
 CONFIRM_SECONDS = 7 * DAY
@@ -105,7 +105,7 @@ class Composer:
             for m in messages
         ]
         # More than one day when the service slept, or all did not fit into one mail.
-        last = day_of(now - DAY)
+        last = day_before(now)
         first = min([last, *(day_of(m.received_at) for m in messages)])
         written = self._pages.language.full_date
         days = [written(date.fromisoformat(day)) for day in (first, last)]

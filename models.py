@@ -25,10 +25,12 @@ from frontdesk.tables import (
     Setting,
     Table,
     Tally,
+    day_before,
     day_of,
     hour_of,
     iso,
     keyed_hash,
+    midnight,
     new_id,
     to_json,
 )
@@ -49,11 +51,6 @@ CONFIRM_PER_WINDOW = 3
 PENDING_SECONDS = 30 * DAY
 UNSENT = "-"  # before what a delivery refers to: compose it, and send nothing
 CONSENT = "confirmation mail, wording of 2026-11"
-
-
-def _midnight(now: float) -> float:
-    """Return when the day of a time begins."""
-    return current().calendar.midnight(day_of(now))
 
 
 # --- messages --------------------------------------------------------------------
@@ -268,20 +265,20 @@ class Message(Table):
             "(SELECT id, row_number() OVER (PARTITION BY client ORDER BY id) AS turn "
             f"FROM message WHERE {_AWAITING}) AS waiting ORDER BY turn, id LIMIT ?)"
         )
-        execute(sql, now, _midnight(now), DIGEST_ITEMS)
+        execute(sql, now, midnight(now), DIGEST_ITEMS)
         Delivery.add("digest", repr(now), now)
 
     @classmethod
     def awaiting_digest(cls, now: float) -> int:
         """Count what was held before today and is in no digest yet."""
         sql = f"SELECT count(*) FROM message WHERE {_AWAITING}"  # noqa: S608
-        return int(execute(sql, _midnight(now)).fetchone()[0])
+        return int(execute(sql, midnight(now)).fetchone()[0])
 
     @staticmethod
     def dropped_before(now: float) -> int:
         """Count what was not stored from the last digest's day until yesterday."""
         last = Tally.last("digests", day_of(now))
-        return Tally.count("held, not stored", last, day_of(now - DAY))
+        return Tally.count("held, not stored", last, day_before(now))
 
     @classmethod
     def digested(cls, digested_at: float) -> list[Message]:
@@ -568,9 +565,8 @@ def _spend_mail(
     share = max(1, mails_per_day // 10)
     ceilings = {**dict.fromkeys(shared, share), total: mails_per_day}
     for later in range(0, PENDING_SECONDS, DAY):
-        day = day_of(now + later)
-        if Tally.spend_all(ceilings, day):
-            return max(now, current().calendar.midnight(day))
+        if Tally.spend_all(ceilings, day_of(now + later)):
+            return max(now, midnight(now + later))
     return None
 
 

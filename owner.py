@@ -26,7 +26,7 @@ from frontdesk.limits import Limits
 from frontdesk.mailjet import Check
 from frontdesk.resources import Resource, Service
 from frontdesk.settings import VERSION, Settings
-from frontdesk.tables import DAY, check_storage, day_of
+from frontdesk.tables import DAY, check_storage, day_before, day_of
 from models import Delivery, Message
 
 COLUMNS = {
@@ -366,6 +366,6 @@ class Daily:
             return
         Message.start_digest(now)
         models.clean_up(now, self._settings.retention_days)
-        Page.make_room(day_of(now - DAY), self._settings.max_pages)
+        Page.make_room(day_before(now), self._settings.max_pages)
         self._limits.sweep()
         self._done_on = today

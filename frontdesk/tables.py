@@ -28,6 +28,16 @@ def day_of(now: float) -> str:
     return current().calendar.day_of(now)
 
 
+def midnight(now: float) -> float:
+    """Return when the day of a time began."""
+    return current().calendar.midnight(day_of(now))
+
+
+def day_before(now: float) -> str:
+    """Return the date of yesterday: a day has 23 to 25 hours."""
+    return day_of(midnight(now) - 1)
+
+
 def hour_of(now: float) -> str:
     """Return the UTC date and hour of a time."""
     return datetime.fromtimestamp(now, UTC).isoformat(timespec="hours")

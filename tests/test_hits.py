@@ -668,7 +668,7 @@ def test_all_pages_are_read_together(desk: Desk, clock: Clock) -> None:
     assert "visitors: 3" in texts(badge.text)
     chart = desk.client.simulate_get("/hits/chart.svg?page=*&days=7")
     assert "site.example" in texts(chart.text)
-    assert "4 hits by 3 visitors" in texts(chart.text)
+    assert "4 hits, 3 visitors" in texts(chart.text)
     exported = desk.owner("GET", "/export/hits.json").json
     assert {row["page"] for row in exported} == {"/a", "/b"}
 

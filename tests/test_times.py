@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from frontdesk.tables import DAY, day_of
+from frontdesk.tables import DAY, day_before, day_of
 from frontdesk.times import Calendar
 from tests.conftest import Clock, Desk
 
@@ -97,6 +97,15 @@ def test_what_is_counted_by_the_day_is_by_the_owners(
     assert len(desk.drain()) == 1
     clock.now = midnight
     assert len(desk.drain()) == 2
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_yesterday_is_the_day_before_midnight(make_desk: Callable[..., Desk]) -> None:
+    make_desk(time_zone="Europe/Berlin")
+    # 24 hours before half past midnight is Saturday: Sunday had 23.
+    assert day_before(at("2026-03-29T22:30Z")) == "2026-03-29"
+    assert day_before(at("2026-10-25T22:30Z")) == "2026-10-24"
+    assert day_before(at("2026-10-25T23:30Z")) == "2026-10-25"
 
 
 @pytest.mark.parametrize(
