@@ -226,7 +226,9 @@ def test_a_long_multipart_text_still_fits_when_it_is_sent_again(desk: Desk) -> N
 def test_a_press_too_soon_or_too_late_is_asked_again(desk: Desk, seconds: int) -> None:
     page = asked(typed(desk, DOUBTFUL))
     desk.clock.advance(seconds)
-    again = asked(page.press(desk))
+    answer = page.press(desk)
+    assert ("Just a moment" in answer.text) is (seconds < 2)
+    again = asked(answer)
     assert desk.messages() == []
     desk.clock.advance(2)
     assert again.press(desk).status_code == 303
