@@ -10,7 +10,7 @@ from __future__ import annotations
 import gettext
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import date, datetime
 from functools import cached_property
 from pathlib import Path
@@ -66,12 +66,18 @@ class Language:
     def text(self, message: str, **values: object) -> str:
         """Return a sentence in this language, with its placeholders filled in."""
         translated = self.catalog.gettext(message) if message else ""
-        return translated % values if values else translated
+        return translated % self._shown(values) if values else translated
 
     def count(self, one: str, many: str, n: int, **values: object) -> str:
         """Return the sentence for a number, which is the placeholder %(n)s in it."""
         translated = self.catalog.ngettext(one, many, n)
-        return translated % {"n": self.number(n), **values}
+        return translated % self._shown({"n": n, **values})
+
+    def _shown(self, values: Mapping[str, object]) -> dict[str, object]:
+        return {
+            name: self.number(value) if isinstance(value, int) else value
+            for name, value in values.items()
+        }
 
     def sentences(self, kept: Iterable[Any]) -> list[str]:
         """Return sentences that were kept as [message, values]; plain ones stay."""
