@@ -102,9 +102,16 @@ def create_app(
     limits = Limits(RateLimits(database), policies(settings), clock)
     site = Site(settings)
     composer = Composer(settings, links, site.pages)
-    hand_over = handlers(settings, composer, transport)
-    rounds = [owner.Daily(settings, limits)]
-    outbox = Outbox(database, Delivery, hand_over, rounds, clock)
+    language = site.pages.language
+    checkup = owner.Checkup(settings, database, transport, links, language, clock)
+    letter = desk.Letter(settings, composer, checkup)
+    outbox = Outbox(
+        database,
+        Delivery,
+        handlers(settings, composer, transport, letter=letter.compose),
+        rounds=[letter.start, owner.Daily(settings, limits)],
+        clock=clock,
+    )
     middleware: list[Any] = [
         RequestLog(),
         Cors(settings.origins),

@@ -1,21 +1,27 @@
-"""The owner's page: what needs attention, messages, subscribers, hits, exports."""
+"""What the owner sees of it all: the page /desk, and the weekly or monthly letter."""
 
 from __future__ import annotations
+
+from datetime import date, timedelta
+from typing import Any
 
 import falcon
 from falcon import Request, Response
 
-from frontdesk import forms, pictures
-from frontdesk.counter import ALL_PAGES, Hit, Page
+from frontdesk import forms
+from frontdesk.counter import Hit, Page
 from frontdesk.languages import marked
-from frontdesk.resources import Resource
-from frontdesk.tables import day_of
-from models import Message, Subscriber
+from frontdesk.resources import Resource, Service
+from frontdesk.settings import Settings
+from frontdesk.tables import DAY
+from mail import Composer, told
+from models import Delivery, Message, Subscriber
+from owner import Checkup
 
 MESSAGES = 25  # a page
 SUBSCRIBERS = 20  # the newest
 PAGES = 20  # the most seen
-CHART_DAYS = 30
+LETTER_PAGES = 5
 
 
 class DeskPage(Resource):
@@ -23,30 +29,32 @@ class DeskPage(Resource):
 
     for_owner = True
 
+    def __init__(self, service: Service) -> None:
+        super().__init__(service)
+        self._checkup = Checkup.of(service)
+
     def on_get(self, req: Request, resp: Response) -> None:
         """Show it; before=id shows the messages that are older than that one."""
-        now = self._clock()
         messages = Message.newest(MESSAGES + 1, req.get_param("before") or "")
+        site = self._site.pages
         self._site.show(
             resp,
             "desk.html",
-            attention=self._attention(now),
-            messages=[message.as_dict() for message in messages[:MESSAGES]],
+            attention=[self._checkup.told(c) for c in self._checkup.here() if not c.ok],
+            messages=[told(message, site) for message in messages[:MESSAGES]],
             older=messages[MESSAGES - 1].id if len(messages) > MESSAGES else None,
             subscribers=Subscriber.totals(),
-            newest=[row.as_dict() for row in Subscriber.newest(SUBSCRIBERS)],
-            chart=self._chart(now),
+            newest=[self._row(row) for row in Subscriber.newest(SUBSCRIBERS)],
             pages=Page.most_seen(PAGES),
             is_sqlite=self._service.database.is_sqlite,
         )
 
-    def _attention(self, now: float) -> list[str]:
-        """Return what the owner has to look after, a sentence each."""
-        return []
-
-    def _chart(self, now: float) -> str:
-        days = Hit.days(ALL_PAGES, CHART_DAYS, day_of(now))
-        return pictures.chart(self._site.pages, ALL_PAGES, days)
+    def _row(self, row: Subscriber) -> dict[str, Any]:
+        since = row.left_at or row.confirmed_at or row.asked_at
+        written = self._site.pages.language.full_date(
+            self._settings.calendar.local(since)
+        )
+        return {"email": row.email, "status": row.status, "since": written}
 
 
 class DeskMessage(Resource):
@@ -68,3 +76,60 @@ class DeskMessage(Resource):
             raise forms.wrong("action", "TYPE_TEXT", message)
         self._outbox.nudge()
         raise falcon.HTTPSeeOther(f"{self._settings.root}/desk")
+
+
+class Letter:
+    """Tells the owner how the last week or month went.
+
+    It is also the sign that all is well: a letter that does not come means that
+    something is wrong.
+    """
+
+    def __init__(
+        self, settings: Settings, composer: Composer, checkup: Checkup
+    ) -> None:
+        self._settings = settings
+        self._calendar = settings.calendar
+        self._composer = composer
+        self._checkup = checkup
+
+    def start(self, now: float) -> None:
+        """Queue the letter with the first sign of life of a week or month."""
+        if self._settings.letter != "off":
+            Delivery.add_letter(self._period_of(now), now)
+
+    def compose(self, ref: str) -> dict[str, Any]:
+        """Return the letter about the period before the one that began on a day."""
+        ends = ref
+        begins = self._period_of(self._calendar.midnight(ends) - DAY / 2)
+        before = self._period_of(self._calendar.midnight(begins) - DAY / 2)
+        this, last = self._numbers(begins, ends), self._numbers(before, begins)
+        written = self._composer.language.full_date
+        return self._composer.to_owner(
+            "mail-letter.txt",
+            monthly=self._settings.letter == "monthly",
+            first=written(date.fromisoformat(begins)),
+            last=written(date.fromisoformat(ends) - timedelta(1)),
+            this=this,
+            before=last,
+            most_seen=Hit.most_seen(begins, ends, LETTER_PAGES),
+            subscribers=Subscriber.totals()["confirmed"],
+            complaints=self._checkup.complaints(),
+            desk_url=f"{self._settings.public_url}/desk",
+        )
+
+    def _period_of(self, moment: float) -> str:
+        weekly = self._settings.letter == "weekly"
+        calendar = self._calendar
+        return calendar.week_of(moment) if weekly else calendar.month_of(moment)
+
+    def _numbers(self, begins: str, ends: str) -> dict[str, int]:
+        """Return what was counted from one day to the day before another."""
+        hits, visitors = Hit.between(begins, ends)
+        since, until = map(self._calendar.midnight, (begins, ends))
+        return {
+            "hits": hits,
+            "visitors": visitors,
+            **Message.between(since, until),
+            "subscribers": Subscriber.confirmed_between(since, until),
+        }

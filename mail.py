@@ -38,6 +38,7 @@ class Composer:
     def __init__(self, settings: Settings, links: Links, pages: Pages) -> None:
         self._settings = settings
         self._pages = pages
+        self.language = pages.language
         self._links = links
         sender = settings.mail_from or Address("", "frontdesk@localhost")
         self._from = Address(sender.name or settings.site_name, sender.email)
@@ -48,8 +49,7 @@ class Composer:
         message = Message.get_or_none(Message.id == ref)
         if message is None:  # erased meanwhile
             return None
-        mail = self._mail(
-            self._to,
+        mail = self.to_owner(
             "mail-contact.txt",
             message=told(message, self._pages),
             reply_to_dropped=not reply_to,
@@ -109,8 +109,7 @@ class Composer:
         first = min([last, *(day_of(m.received_at) for m in messages)])
         written = self._pages.language.full_date
         days = [written(date.fromisoformat(day)) for day in (first, last)]
-        return self._mail(
-            self._to,
+        return self.to_owner(
             "mail-digest.txt",
             items=items,
             more=Message.awaiting_digest(now),
@@ -121,9 +120,11 @@ class Composer:
 
     def test(self, ref: str) -> dict[str, Any]:
         """Return the mail that /doctor sends."""
-        return self._mail(
-            self._to, "mail-test.txt", public_url=self._settings.public_url
-        )
+        return self.to_owner("mail-test.txt", public_url=self._settings.public_url)
+
+    def to_owner(self, template: str, **values: object) -> dict[str, Any]:
+        """Return a mail to the owner."""
+        return self._mail(self._to, template, **values)
 
     def _mail(self, to: Address, template: str, **values: object) -> dict[str, Any]:
         text = self._pages.render(template, **values)
@@ -187,7 +188,10 @@ def _mailjet_address(address: Address) -> dict[str, str]:
 
 
 def handlers(
-    settings: Settings, composer: Composer, transport: Transport
+    settings: Settings,
+    composer: Composer,
+    transport: Transport,
+    letter: Callable[[str], dict[str, Any]],
 ) -> dict[str, Handler]:
     """Return what hands over each kind of delivery, given what it refers to."""
 
@@ -215,6 +219,7 @@ def handlers(
         "confirm": mail(composer.confirm),
         "digest": mail(composer.digest),
         "test": mail(composer.test),
+        "letter": mail(letter),
         "list": list_change,
     }
 

@@ -17,7 +17,8 @@ from peewee import BigAutoField, BooleanField, DoubleField, IntegerField, TextFi
 from frontdesk.counter import ALL_PAGES, Hit, Page, Visitor, rotate_salt
 from frontdesk.database import current, execute, insert, transaction
 from frontdesk.lessons import Lesson
-from frontdesk.mailboxes import folded, is_large
+from frontdesk.mailboxes import folded
+from frontdesk.quotas import count_unmailed, spend_mail
 from frontdesk.receipts import Receipt
 from frontdesk.tables import (
     DAY,
@@ -28,6 +29,7 @@ from frontdesk.tables import (
     day_before,
     day_of,
     hour_of,
+    id_at,
     iso,
     keyed_hash,
     midnight,
@@ -199,6 +201,17 @@ class Message(Table):
         """Return messages, newest first: all, or those older than one (by its id)."""
         query = cls.select().order_by(cls.id.desc()).limit(most)
         return list(query.where(cls.id < before) if before else query)
+
+    @classmethod
+    def between(cls, since: float, until: float) -> dict[str, int]:
+        """Count what came from one time to before another, by their state now."""
+        received, held, undelivered = execute(
+            "SELECT count(*), count(CASE WHEN released_at IS NULL THEN held_at END), "
+            "count(undelivered_at) FROM message WHERE id >= ? AND id < ?",
+            id_at(since),
+            id_at(until),
+        ).fetchone()
+        return {"messages": received, "held": held, "undelivered": undelivered}
 
     @classmethod
     @transaction
@@ -406,7 +419,7 @@ class Subscriber(Table):
             row.gone_at = row.left_at or row.gone_at
             row.left_at = row.confirmed_at = None
         else:
-            _count_unmailed(email, client, now)
+            count_unmailed(email, client, now)
             Delivery.add("confirm", f"{UNSENT}{row.id}", now)
         row._store()
 
@@ -483,6 +496,15 @@ class Subscriber(Table):
         return list(cls.select().order_by(cls.id.desc()).limit(most))
 
     @classmethod
+    def confirmed_between(cls, since: float, until: float) -> int:
+        """Count who confirmed from one time to before another."""
+        sql = (
+            "SELECT count(*) FROM subscriber "
+            "WHERE confirmed_at >= ? AND confirmed_at < ? AND left_at IS NULL"
+        )
+        return int(execute(sql, since, until).fetchone()[0])
+
+    @classmethod
     def standing(cls, email: str) -> str:
         """Return what an address is at this moment, in this spelling.
 
@@ -517,7 +539,7 @@ class Subscriber(Table):
             return False
         if mailed and mailed[-1] > now - CONFIRM_HOURLY:
             return False
-        due_at = _spend_mail(email, client, now, mails_per_day)
+        due_at = spend_mail(email, client, now, mails_per_day)
         if due_at is None:
             return False
         self.mailed = json.dumps([*mailed, due_at])
@@ -552,38 +574,6 @@ def count_trapped(now: float) -> None:
     Tally.spend("sign-ups trapped", day_of(now), UNLIMITED)
 
 
-def _spend_mail(
-    email: str, client: str, now: float, mails_per_day: int
-) -> float | None:
-    """Spend one confirmation mail of the first day that has room; return when it is.
-
-    One network, and one domain that is no large provider's, gets a tenth of a day's
-    mails at most: a flood must not take everybody's. What is over is mailed the next
-    day. None: so many wait already that there is no room for a month.
-    """
-    total, *shared = _tallies("confirmation mails", email, client)
-    share = max(1, mails_per_day // 10)
-    ceilings = {**dict.fromkeys(shared, share), total: mails_per_day}
-    for later in range(0, PENDING_SECONDS, DAY):
-        if Tally.spend_all(ceilings, day_of(now + later)):
-            return max(now, midnight(now + later))
-    return None
-
-
-def _count_unmailed(email: str, client: str, now: float) -> None:
-    names = _tallies("sign-ups without a mail", email, client)
-    Tally.spend_all(dict.fromkeys(names, UNLIMITED), day_of(now))
-
-
-def _tallies(what: str, email: str, client: str) -> list[str]:
-    """Return what a sign-up counts towards: all, its network's, a small domain's."""
-    names = [what, f"{what} {client}"]
-    if not is_large(email):
-        domain = keyed_hash("domain", email.rpartition("@")[2])[:12]
-        names.append(f"{what} {domain}")
-    return names
-
-
 def mailbox_key(email: str) -> str:
     """Return the keyed hash that spellings of one mailbox share."""
     return keyed_hash("mailbox", folded(email))
@@ -616,6 +606,18 @@ class Delivery(Table):
         due_at = now if due_at is None else due_at
         row = {"kind": kind, "ref": ref, "created_at": due_at, "due_at": due_at}
         insert("delivery", {**row, "attempts": 0})
+
+    @classmethod
+    @transaction
+    def add_letter(cls, period: str, now: float) -> None:
+        """Queue the owner's letter with the first sign of life of a period.
+
+        A service that has just been set up has nothing to tell: its first period only
+        is remembered.
+        """
+        is_first = Tally.last("letters", period) == ""
+        if Tally.spend("letters", period, 1) and not is_first:
+            cls.add("letter", period, now)
 
     @classmethod
     @transaction

@@ -9,7 +9,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Any
 
@@ -18,12 +18,13 @@ from falcon import Request, Response
 
 import models
 from frontdesk import forms
-from frontdesk.answers import succeed
+from frontdesk.answers import succeed, wants_html
 from frontdesk.counter import Page
-from frontdesk.database import SqliteFile, StorageError
-from frontdesk.languages import marked
+from frontdesk.database import Database, SqliteFile, StorageError
+from frontdesk.languages import Language, marked
 from frontdesk.limits import Limits
-from frontdesk.mailjet import Check
+from frontdesk.links import Links
+from frontdesk.mailjet import Check, Transport
 from frontdesk.resources import Resource, Service
 from frontdesk.settings import VERSION, Settings
 from frontdesk.tables import DAY, check_storage, day_before, day_of
@@ -44,6 +45,7 @@ COLUMNS = {
 CHUNK = 64 * 1024
 PROBE_SECONDS = 5
 MAIL_SECONDS = 5  # that Mailjet may take for all that the doctor asks
+TEST_SENT = marked("A test mail is on its way to MAIL_TO.")
 LATE_SECONDS = 3600  # after which a mail that waits is late
 
 
@@ -198,46 +200,63 @@ class People(Resource):
         succeed(resp, "", erased, messages=messages, subscribers=subscribers)
 
 
-class Doctor(Resource):
-    """What is set up well and what to mend."""
+class Checkup:
+    """What is set up well and what to mend, for the doctor, the desk and the letter."""
 
-    for_owner = True
-
-    def __init__(self, service: Service, mail_seconds: float = MAIL_SECONDS) -> None:
-        super().__init__(service)
-        self._transport = service.transport
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        transport: Transport,
+        links: Links,
+        language: Language,
+        clock: Callable[[], float],
+        mail_seconds: float = MAIL_SECONDS,
+    ) -> None:
+        self._settings = settings
+        self._database = database
+        self._transport = transport
+        self._links = links
+        self._language = language
+        self._clock = clock
         self._mail_seconds = mail_seconds
-        self._language = service.site.pages.language
 
-    def on_get(self, req: Request, resp: Response) -> None:
-        """Answer with a list of checks, each ok or with what to do."""
-        asked = self._ask(self._transport.check(self._settings, self._links))
-        checks = [
-            *(self._database(), *self._disk(), self._schema(), self._waiting()),
-            *(*self._undelivered(), *asked, self._public_url(), self._origins()),
-            self._client(req),
-        ]
-        resp.media = {
-            "ok": all(check.ok for check in checks),
-            "checks": self._told(checks),
-            "client": {"address": req.context.client, "rule": req.context.client_rule},
-        }
+    @classmethod
+    def of(cls, service: Service, mail_seconds: float = MAIL_SECONDS) -> Checkup:
+        """Return the checks of a service."""
+        return cls(
+            service.settings,
+            service.database,
+            service.transport,
+            service.links,
+            service.site.pages.language,
+            service.clock,
+            mail_seconds,
+        )
 
-    def on_post(self, req: Request, resp: Response) -> None:
-        """Send a test mail to the owner, and have Mailjet tell us of its events."""
-        Delivery.add("test", "", self._clock())
-        self._outbox.nudge()
-        checks = self._told(self._ask(self._transport.register(self._links)))
-        message = self._language.text(marked("A test mail is on its way to MAIL_TO."))
-        said = " ".join([message, *(check["message"] for check in checks)])
-        succeed(resp, "", said, checks=checks)
-
-    def _told(self, checks: Iterable[Check]) -> list[dict[str, Any]]:
-        text = self._language.text
+    def here(self) -> list[Check]:
+        """Check what needs nobody else."""
         return [
-            {"name": c.name, "ok": c.ok, "message": text(c.message, **c.values)}
-            for c in checks
+            *(self._storage(), *self._disk(), self._schema(), self._waiting()),
+            *(*self._undelivered(), self._public_url(), self._origins()),
         ]
+
+    def mailjet(self) -> list[Check]:
+        """Ask Mailjet about keys, sender, list and events; it may take seconds."""
+        return self._ask(self._transport.check(self._settings, self._links))
+
+    def register(self) -> list[Check]:
+        """Have Mailjet tell us of its events."""
+        return self._ask(self._transport.register(self._links))
+
+    def complaints(self) -> list[str]:
+        """Return a sentence for all that is not well."""
+        checks = [*self.here(), *self.mailjet()]
+        return [self.told(check) for check in checks if not check.ok]
+
+    def told(self, check: Check) -> str:
+        """Return what a check says, in the site's language."""
+        return self._language.text(check.message, **check.values)
 
     def _ask(self, checks: Iterator[Check]) -> list[Check]:
         """Ask Mailjet, in a thread: no client bounds the whole of several answers."""
@@ -261,9 +280,9 @@ class Doctor(Resource):
         values = {"seconds": f"{self._mail_seconds:g}"}
         return [*found, Check("mail", False, late, values)]
 
-    def _database(self) -> Check:
-        values = {"size": f"{self._service.database.size() / 2**20:,.1f}"}
-        if not self._service.database.is_sqlite:
+    def _storage(self) -> Check:
+        values = {"size": f"{self._database.size() / 2**20:,.1f}"}
+        if not self._database.is_sqlite:
             return Check("database", True, marked("Postgres, %(size)s MB."), values)
         if not self._settings.ephemeral:
             message = marked("SQLite on a disk that stays, %(size)s MB.")
@@ -275,14 +294,14 @@ class Doctor(Resource):
         return Check("database", False, message)
 
     def _disk(self) -> Iterator[Check]:
-        path = self._service.database.path
+        path = self._database.path
         if path is not None:
             free = shutil.disk_usage(path.parent).free // 2**20
             message = marked("%(free)s MB free.")
             yield Check("disk", free > 100, message, {"free": f"{free:,}"})
 
     def _schema(self) -> Check:
-        version = self._service.database.schema_version()
+        version = self._database.schema_version()
         return Check("schema", True, marked("Version %(name)s."), {"name": version})
 
     def _waiting(self) -> Check:
@@ -331,6 +350,43 @@ class Doctor(Resource):
         message = marked("Pages of %(origins)s may send forms.")
         values = {"origins": ", ".join(self._settings.allowed_origins)}
         return Check("allowed_origins", True, message, values)
+
+
+class Doctor(Resource):
+    """What is set up well and what to mend."""
+
+    for_owner = True
+
+    def __init__(self, service: Service, mail_seconds: float = MAIL_SECONDS) -> None:
+        super().__init__(service)
+        self._checkup = Checkup.of(service, mail_seconds)
+
+    def on_get(self, req: Request, resp: Response) -> None:
+        """Answer with a list of checks, each ok or with what to do; or a page."""
+        found = [*self._checkup.here(), *self._checkup.mailjet(), self._client(req)]
+        checks = self._listed(found)
+        well = all(check.ok for check in found)
+        client = {"address": req.context.client, "rule": req.context.client_rule}
+        if wants_html(req):
+            self._site.show(resp, "doctor.html", ok=well, checks=checks, client=client)
+        else:
+            resp.media = {"ok": well, "checks": checks, "client": client}
+
+    def on_post(self, req: Request, resp: Response) -> None:
+        """Send a test mail to the owner, and have Mailjet tell us of its events."""
+        Delivery.add("test", "", self._clock())
+        self._outbox.nudge()
+        checks = self._listed(self._checkup.register())
+        sent = self._site.pages.language.text(TEST_SENT)
+        said = [sent, *(check["message"] for check in checks)]
+        if wants_html(req):
+            self._site.show(resp, "doctor-done.html", said=said)
+        else:
+            succeed(resp, "", " ".join(said), checks=checks)
+
+    def _listed(self, checks: Iterable[Check]) -> list[dict[str, Any]]:
+        told = self._checkup.told
+        return [{"name": c.name, "ok": c.ok, "message": told(c)} for c in checks]
 
     def _client(self, req: Request) -> Check:
         rule, settings = req.context.client_rule, self._settings

@@ -176,6 +176,26 @@ class Hit(Table):
         """Add to a page's day, in the transaction of what moves them there."""
         execute(f"{_HIT} (?, ?, ?, ?) {_ADD}", page, day, hits, visitors)
 
+    @staticmethod
+    def between(first: str, end: str) -> tuple[int, int]:
+        """Return the whole site's (hits, visitors) from a day to before another."""
+        sql = (
+            "SELECT coalesce(sum(hits), 0), coalesce(sum(visitors), 0) FROM hit "
+            "WHERE page = ? AND day >= ? AND day < ?"
+        )
+        hits, visitors = execute(sql, ALL_PAGES, first, end).fetchone()
+        return int(hits), int(visitors)
+
+    @staticmethod
+    def most_seen(first: str, end: str, most: int) -> list[tuple[str, int]]:
+        """Return (page, hits) of the pages with the most hits in some days."""
+        sql = (
+            "SELECT page, sum(hits) FROM hit WHERE day >= ? AND day < ? AND page <> ? "
+            "GROUP BY page ORDER BY 2 DESC, 1 LIMIT ?"
+        )
+        rows = execute(sql, first, end, ALL_PAGES, most).fetchall()
+        return [(page, int(hits)) for page, hits in rows]
+
     @classmethod
     def days(cls, page: str, days: int, today: str) -> tuple[DayHits, ...]:
         """Return the days until today, oldest first, gaps as 0."""

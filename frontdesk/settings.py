@@ -127,6 +127,7 @@ class Settings:
     hits_ignore: tuple[Network, ...] = ()
     max_pages: int = 10000
     time_zone: str = "UTC"
+    letter: str = "monthly"
     retention_days: int = 0
     site_language: str = "en"
     template_dir: Path | None = None
@@ -217,6 +218,7 @@ class _Reader:
             hits_limit=self.read("HITS_LIMIT", _limit, Settings.hits_limit),
             hits_ignore=self.read("HITS_IGNORE", _networks, ()),
             time_zone=self.read("TIME_ZONE", _zone, "UTC"),
+            letter=self.read("LETTER", _one_of("weekly", "monthly", "off"), "monthly"),
             max_pages=self.read("MAX_PAGES", _whole(1, 10**7), Settings.max_pages),
             retention_days=self.read("RETENTION_DAYS", _whole(0, 36500), 0),
             site_language=self.read("SITE_LANGUAGE", language_code, "en"),
@@ -307,6 +309,15 @@ def sqlite_path(database_url: str) -> Path | None:
 
 def _on_mounted_disk(path: Path) -> bool:
     return any(parent.is_mount() for parent in path.parents if parent != Path("/"))
+
+
+def _one_of(*words: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in words:
+            raise ValueError(f"must be one of {', '.join(words)}")
+        return text
+
+    return parse
 
 
 def _whole(low: int, high: int) -> Callable[[str], int]:

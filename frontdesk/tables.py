@@ -52,7 +52,12 @@ def iso(moment: float | None) -> str | None:
 
 def new_id(now: float) -> str:
     """Return a random id that sorts by time (milliseconds)."""
-    return f"{int(now * 1000):012x}{secrets.token_hex(8)}"
+    return f"{id_at(now)}{secrets.token_hex(8)}"
+
+
+def id_at(now: float) -> str:
+    """Return what the ids of a time begin with: milliseconds, hexadecimal."""
+    return f"{int(now * 1000):012x}"
 
 
 def keyed_hash(*parts: str) -> str:
