@@ -1,92 +1,139 @@
-"""Times requests inside one process, on a database of a chosen size.
+"""Does a request cost more when there is more? By HTTP, on databases filled by SQL.
 
-python growth.py fill KIND ROWS DATABASE makes it; python growth.py time CASE CALLS
-DATABASE prints microseconds. No server and no network: what remains is what grows.
+A server makes the schema and one row of each kind; the rows are copied with other keys,
+so that columns that this file does not know keep sensible values.
 """
 
-import io
+from __future__ import annotations
+
+import http.client
 import json
-import logging
 import random
 import sqlite3
 import statistics
-import sys
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-sys.modules["psycopg"] = None  # as in gunicorn.conf.py
+from service import ORIGIN, OWNER, WORK, Contender, Service, mailjet, seen_by, serving
 
-import models  # noqa: E402
-from api import create_app  # noqa: E402
-from frontdesk import spam  # noqa: E402
-from frontdesk.settings import Settings, Window  # noqa: E402
+if TYPE_CHECKING:
+    from run import Run
 
-PLENTY = (Window(999_999, 1), Window(999_999, 60))
 CAMPAIGN = "we have a fine offer of garden stones for every village in the county"
-SERIES = "WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < ?) "
-
+NETWORK = "10.99.99.9"  # whose limits are copied for other clients
 
 # --- filling ---------------------------------------------------------------------
 
 
-def fill_hits(con, rows):
-    """Fill a number of pages, up to the 10,000 of MAX_PAGES, with days."""
-    pages = min(10_000, max(10, rows // 100))
-    days = rows // pages
+def copy(con: sqlite3.Connection, table: str, rows: int, **columns: str) -> None:
+    """Insert rows like a table's first; columns: SQL of i, from 0, for some of them."""
+    con.execute(f"CREATE TEMP TABLE first AS SELECT * FROM {table} LIMIT 1")
+    names = [row[1] for row in con.execute(f"PRAGMA table_info({table})")]
+    values = ", ".join(columns.get(name, f'first."{name}"') for name in names)
     con.execute(
-        SERIES + "INSERT INTO page SELECT '/pages/' || i, ?, ? FROM n",
-        (pages - 1, days * 10, days * 7),
+        "WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < ?) "
+        f"INSERT OR IGNORE INTO {table} SELECT {values} FROM n, first",
+        (rows - 1,),
     )
-    con.execute("INSERT INTO tally VALUES ('pages', '', ?)", (pages,))
-    con.execute(
-        "WITH RECURSIVE d(j) AS (SELECT 0 UNION ALL SELECT j + 1 FROM d WHERE j < ?) "
-        "INSERT INTO hit SELECT p.page, date('now', '-' || (? - j) || ' days'), 10, 7 "
-        "FROM (SELECT page FROM page WHERE page LIKE '/pages/%' ORDER BY page) p, d",
-        (days - 1, days - 1),
+    con.execute("DROP TABLE first")
+
+
+def fill_hits(con: sqlite3.Connection, rows: int, pages: int = 0) -> None:
+    """Fill up to the 10,000 pages of MAX_PAGES with days."""
+    pages = pages or min(10_000, max(10, rows // 100))
+    days, page = rows // pages, "'/pages/' || i"
+    con.execute("DELETE FROM page WHERE page = '/(other)'")  # not the one to copy
+    copy(con, "page", pages, page=page, hits=str(days * 10), visitors=str(days * 7))
+    con.execute("INSERT INTO page (page, hits, visitors) VALUES ('/(other)', 0, 0)")
+    con.execute("UPDATE tally SET n = ? WHERE name = 'pages'", (pages,))
+    copy(
+        con,
+        "hit",
+        pages * days,
+        page=f"'/pages/' || (i / {days})",
+        day=f"date('now', '-' || (i % {days}) || ' days')",
+        hits="10",
+        visitors="7",
     )
 
 
-def fill_messages(con, rows, same_text=False):
+def fill_messages(
+    con: sqlite3.Connection, rows: int, same_text: bool = False, days: int = 30
+) -> None:
     """Fill messages of the last month; same_text: of one spam campaign, today."""
-    now = time.time()
-    campaign = f"'{spam.fingerprint(CAMPAIGN)[:8]}'"
-    echo = campaign if same_text else "lower(hex(randomblob(8)))"
-    span = 80_000 if same_text else 30 * 86_400
-    con.execute(
-        SERIES + "INSERT INTO message (id, received_at, name, email, subject, message, "
-        "fields, page, client, spam_score, spam_reasons, echo, doubtful) "
-        "SELECT printf('%012x', (? + i * ?) * 1000) || lower(hex(randomblob(8))), "
-        "? + i * ?, 'Ada Lovelace', 'ada.' || i || '@example.com', 'A question', "
-        "hex(randomblob(100)), '{}', 'https://site.example/contact', "
-        f"'10.' || (i % 250) || '.' || (i % 7) || '.0', 0, '[]', {echo}, 0 FROM n",
-        (rows - 1, *(now - span, span / rows) * 2),
-    )
-    con.execute(
-        SERIES + "INSERT INTO receipt SELECT lower(hex(randomblob(20))), '', ? FROM n",
-        (min(rows, 10_000) - 1, now + 600),
-    )
+    now, span = time.time(), 80_000 if same_text else days * 86_400
+    at = f"{now - span} + i * {span / rows}"
+    columns = {
+        "id": f"printf('%012x', ({at}) * 1000) || lower(hex(randomblob(8)))",
+        "received_at": at,
+        "email": "'ada.' || i || '@example.com'",
+        "message": "hex(randomblob(260))",
+        "mailed_at": at,
+        "echo": "lower(hex(randomblob(8)))",
+    }
+    if same_text:
+        del columns["echo"], columns["message"]
+    copy(con, "message", rows, **columns)
+    key, until = "lower(hex(randomblob(20)))", str(now + 600)
+    copy(con, "receipt", min(rows, 10_000), key=key, expires_at=until)
 
 
-def fill_same_text(con, rows):
+def fill_same_text(con: sqlite3.Connection, rows: int) -> None:
     fill_messages(con, rows, same_text=True)
 
 
-def fill_deliveries(con, rows):
+def fill_deliveries(con: sqlite3.Connection, rows: int) -> None:
     """Fill a queue that waits, as after a day of trouble at Mailjet."""
-    con.execute(
-        SERIES + "INSERT INTO delivery (kind, ref, created_at, due_at, attempts) "
-        "SELECT 'contact', '', ?, ? + i, 3 FROM n",
-        (rows - 1, time.time(), time.time() + 3600),
-    )
+    due = f"{time.time() + 3600} + i"
+    copy(con, "delivery", rows, id="NULL", due_at=due, attempts="3", ref="''")
 
 
-def fill_clients(con, rows):
-    """Nothing in the database: time_limit makes the clients itself."""
+def fill_clients(con: sqlite3.Connection, rows: int) -> None:
+    """Nothing in the database: know() makes the clients."""
 
 
-def fill(kind, rows, path):
-    models.migrate(f"sqlite:///{path}", path)
+def fill_year(con: sqlite3.Connection, rows: int) -> None:
+    """A year of 100 messages, 3 sign-ups and 5,000 hits on 50 pages each day."""
+    fill_messages(con, 100 * rows, days=rows)
+    fill_hits(con, 50 * rows, pages=50)
+    name = "'reader' || i || '@example.com'"
+    key = "lower(hex(randomblob(20)))"
+    copy(con, "subscriber", 3 * rows, id=key, mailbox=key, email=name)
+    copy(con, "visitor", 5_000, hash="lower(hex(randomblob(12)))")
+
+
+def know(service: Service, clients: int) -> None:
+    """Make the limits know clients, spread as a flood's would be."""
+    post(service, "/hits", {"page": "/known"}, **{"X-Forwarded-For": NETWORK})
+    address = "'10.' || (i >> 16) || '.' || (i >> 8 & 255) || '.' || (i & 255)"
+    for path in service.limits_files():
+        con = sqlite3.connect(path, timeout=10)
+        with con:
+            con.execute(
+                "WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n "
+                "WHERE i < ?) INSERT OR REPLACE INTO bucket (key, tat) "
+                f"SELECT replace(key, '{NETWORK}', {address}), ? FROM n, "
+                f"(SELECT key FROM bucket WHERE key LIKE '%{NETWORK}%')",
+                (clients - 1, int((time.time() + 50) * 1e6)),
+            )
+        con.close()
+
+
+@contextmanager
+def filled(contender: Contender, kind: str, rows: int, url: str) -> Iterator[Service]:
+    """Run Frontdesk on a database with so many rows of a kind."""
+    path = WORK / f"growth-{kind}-{rows}.db"
+    with serving(contender, 1, url, str(path)) as service:
+        service.wait()
+        form = {"email": "ada@example.com", "name": "Ada Lovelace"}
+        more = {"subject": "A question", "company": "Example Ltd", "message": CAMPAIGN}
+        post(service, "/contact", form | more)
+        post(service, "/newsletter", form)
+        post(service, "/hits", {"page": "/pages/first"})
     con = sqlite3.connect(path)
     con.execute("PRAGMA synchronous = off")
     con.execute("PRAGMA cache_size = -500000")
@@ -94,159 +141,168 @@ def fill(kind, rows, path):
         globals()[f"fill_{kind}"](con, rows)
     con.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     con.close()
+    try:
+        with serving(contender, 1, url, str(path), TRUSTED_HOPS="1") as service:
+            service.wait()
+            yield service
+    finally:
+        for part in path.parent.glob(path.name + "*"):
+            part.unlink()
 
 
 # --- timing ----------------------------------------------------------------------
 
+AS_OWNER = {"Authorization": OWNER, "Accept": "text/html"}
+AGENT = "Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0"
+BASIC = {"Origin": ORIGIN, "Referer": f"{ORIGIN}/contact", "User-Agent": AGENT}
+WORDS = [f"{a}{b}" for a in ("gar", "win", "riv", "sto") for b in ("den", "ter")]
+FIXED: dict[str, tuple[str, str, Any, dict[str, str]]] = {
+    "nothing": ("GET", "/nothing", None, {}),  # what any request costs
+    "health": ("GET", "/health", None, {}),
+    "health-owner": ("GET", "/health", None, AS_OWNER | {"Accept": "*/*"}),
+    "desk": ("GET", "/desk", None, AS_OWNER),
+    "site-read": ("GET", "/hits?page=*", None, {}),
+    "site-badge": ("GET", "/hits.svg?count=false&page=*", None, {}),
+    "site-chart": ("GET", "/hits/chart.svg?page=*", None, {}),
+}
 
-class Nowhere:
-    """Takes every mail; never called, since the outbox is not started."""
 
-    def send(self, message):
-        pass
+def request(case: str, known: dict[str, list[str]]) -> tuple[str, str, Any, dict]:
+    """Return (method, path, form, headers) of one request."""
+    if case in FIXED:
+        return FIXED[case]
+    page, email = f"/pages/{random.choice(known['pages'])}", f"ada.{random.random()}"
+    form = {"email": f"{email}@example.com", "message": CAMPAIGN}
+    if case == "hit":
+        return "POST", "/hits", {"page": page}, {}
+    if case == "badge":
+        return "GET", f"/hits.svg?count=false&page={page}", None, {}
+    if case == "read":
+        return "GET", f"/hits?page={page}", None, {}
+    if case == "contact":
+        form["message"] = " ".join(random.choices(WORDS, k=30))
+    elif case == "limit":
+        n = random.randrange(int(known["rows"][0]))
+        client = f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}"
+        return "POST", "/hits", {"page": "/known"}, {"X-Forwarded-For": client}
+    elif case == "event":
+        told = {"CustomID": random.choice(known["messages"]), "event": "sent"}
+        event = {**told, "time": int(time.time()), "email": "owner@site.example"}
+        return "POST", known["events"][0], [event], {}
+    return "POST", "/contact", form, {}
 
-    def sync(self, list_id, email, standing):
-        pass
+
+def post(service: Service, path: str, form: Any, **headers: str) -> int:
+    return service.request("POST", path, form, **BASIC | headers)[0]
 
 
-class Caller:
-    """Calls the application as a server would."""
+def learn(service: Service, rows: int, url: str) -> dict[str, list[str]]:
+    """Return what requests are made of: pages and messages that are there."""
+    con = sqlite3.connect(service.database, timeout=10)
+    pages = con.execute("SELECT count(*) FROM page").fetchone()[0] - 2
+    found = con.execute("SELECT id FROM message LIMIT 1000").fetchall()
+    con.close()
+    post(service, "/doctor", {}, Authorization=OWNER)
+    events = seen_by(url)["url"]
+    return {
+        "rows": [str(rows)],
+        "pages": [str(n) for n in range(max(1, pages))],
+        "messages": [row[0] for row in found],
+        "events": [urlsplit(events).path if events else "/mailjet/unknown"],
+    }
 
-    def __init__(self, path):
-        settings = Settings(
-            database_url=f"sqlite:///{path}",
-            allowed_origins=("https://site.example",),
-            contact_limit=PLENTY,
-            newsletter_limit=PLENTY,
-            hits_limit=PLENTY[1:],
-        )
-        self.app = create_app(settings, transport=Nowhere())
-        self.status = ""
 
-    def __call__(self, method, path, query="", form=None):
-        body = b"" if form is None else json.dumps(form).encode()
-        environ = {
-            "REQUEST_METHOD": method,
-            "PATH_INFO": path,
-            "QUERY_STRING": query,
-            "SERVER_NAME": "localhost",
-            "SERVER_PORT": "8000",
-            "SERVER_PROTOCOL": "HTTP/1.1",
-            "REMOTE_ADDR": "127.0.0.1",
-            "CONTENT_TYPE": "application/json",
-            "CONTENT_LENGTH": str(len(body)),
-            "HTTP_HOST": "localhost",
-            "HTTP_ACCEPT": "application/json",
-            "HTTP_ACCEPT_LANGUAGE": "en",
-            "HTTP_ORIGIN": "https://site.example",
-            "HTTP_REFERER": "https://site.example/contact",
-            "HTTP_USER_AGENT": "Mozilla/5.0 (X11; Linux x86_64)",
-            "wsgi.url_scheme": "http",
-            "wsgi.input": io.BytesIO(body),
-            "wsgi.errors": sys.stderr,
-        }
+def times(service: Service, case: str, known: dict, calls: int) -> list[float]:
+    """Return microseconds of calls on one connection; none where there is a 404."""
+    connection, taken = http.client.HTTPConnection("127.0.0.1", service.port), []
+    for n in range(calls + calls // 10):
+        method, path, form, more = request(case, known)
+        named = {"Accept": "application/json", **BASIC, **more}
+        body = None if form is None else json.dumps(form)
+        if body:
+            named["Content-Type"] = "application/json"
         started = time.perf_counter_ns()
-        parts = self.app(environ, self._start_response)
-        taken = time.perf_counter_ns() - started
-        assert self.status.startswith("200"), (self.status, b"".join(parts))
-        return taken / 1000
-
-    def _start_response(self, status, headers, exc_info=None):
-        self.status = status
-
-
-def known_pages():
-    rows = models.execute("SELECT page FROM page WHERE page LIKE '/pages/%'").fetchall()
-    return [row[0] for row in rows]
-
-
-def time_hit(call, calls):
-    pages = known_pages()
-    return [
-        call("POST", "/hits", form={"page": random.choice(pages)}) for _ in range(calls)
-    ]
-
-
-def time_badge(call, calls):
-    pages = known_pages()
-    return [
-        call("GET", "/hits.svg", f"count=false&page={random.choice(pages)}")
-        for _ in range(calls)
-    ]
-
-
-def time_contact(call, calls):
-    words = [f"{a}{b}" for a in ("gar", "win", "riv", "sto") for b in ("den", "ter")]
-    return [
-        call(
-            "POST",
-            "/contact",
-            form={
-                "email": f"ada.{random.random()}@example.com",
-                "message": " ".join(random.choices(words, k=30)),
-            },
-        )
-        for _ in range(calls)
-    ]
-
-
-def time_same_text(call, calls):
-    return [
-        call(
-            "POST",
-            "/contact",
-            form={"email": f"ada.{random.random()}@example.com", "message": CAMPAIGN},
-        )
-        for _ in range(calls)
-    ]
-
-
-def time_health(call, calls):
-    return [call("GET", "/health") for _ in range(calls)]
-
-
-def time_limit(call, calls, clients=0):
-    """Check limits with so many clients known; clients spread like a flood's."""
-
-    def client(n):
-        return f"hits 10.{n >> 16}.{n >> 8 & 255}.{n & 255}"
-
-    windows, now = PLENTY[1:], time.time()
-    table = models.limits._db
-    with table.atomic():
-        for n in range(clients):
-            table.execute_sql(
-                "INSERT OR REPLACE INTO bucket VALUES (?, ?)",
-                (f"{client(n)} 60", int((now + 10) * 1e6)),
-            )
-    taken = []
-    for _ in range(calls):
-        n = random.randrange(clients)
-        key = client(n)
-        started = time.perf_counter_ns()
-        assert models.limits.take(key, windows, now).allowed
-        taken.append((time.perf_counter_ns() - started) / 1000)
+        connection.request(method, path, body, named)
+        answer = connection.getresponse()
+        data = answer.read()
+        spent = (time.perf_counter_ns() - started) / 1000
+        if answer.status == 404 and case != "nothing":
+            return []
+        expected = 404 if case == "nothing" else 200
+        assert answer.status == expected, (case, answer.status, data[:200])
+        if n >= calls // 10:  # the first ones warm up
+            taken.append(spent)
+    connection.close()
     return taken
 
 
-def main(verb, case, number, database, clients="0"):
-    path = Path(database)
-    if verb == "fill":
-        fill(case, int(number), path)
-        return
-    logging.basicConfig(stream=io.StringIO(), level=logging.INFO, format="%(message)s")
-    call, more = Caller(path), {"clients": int(clients)} if case == "limit" else {}
-    timer, calls = globals()[f"time_{case}"], int(number)
-    taken = sorted(timer(call, calls, **more)[calls // 10 :])  # the first ones warm up
-    print(
-        json.dumps(
-            {
-                "median_us": round(statistics.median(taken), 1),
-                "p99_us": round(taken[int(len(taken) * 0.99)], 1),
+PLANS = {
+    "hits": (
+        (1_000, 100_000, 10_000_000),
+        "hit badge read health desk site-read site-badge site-chart",
+    ),
+    "messages": ((1_000, 1_000_000), "contact health health-owner desk event"),
+    "same_text": ((1_000, 100_000), "same_text"),
+    "deliveries": ((1_000, 100_000), "contact health health-owner desk"),
+    "clients": ((10, 200_000), "limit"),
+}
+
+
+def growth(run: Run) -> None:
+    """Time each case on small and large databases, in turn."""
+    run.results["growth"] = table = []
+    print("\nGrowth, by HTTP: microseconds; ratio to the smallest, and without what a")
+    print("request to nowhere takes")
+    for kind, (sizes, cases) in PLANS.items():
+        if run.quick:
+            sizes = (sizes[0], 20_000)
+        with mailjet(401) as url, ExitStack() as stack:
+            servers = {
+                rows: stack.enter_context(filled(run.frontdesk(), kind, rows, url))
+                for rows in sizes
             }
+            known = {rows: learn(s, rows, url) for rows, s in servers.items()}
+            for case in cases.split():
+                table += _case(run, kind, case, servers, known)
+
+
+def _case(run: Run, kind: str, case: str, servers: dict, known: dict) -> list[dict]:
+    calls = (30 if run.quick else 300) * (1 if case == "desk" else 10)
+    found: dict[int, list[list[float]]] = {rows: [] for rows in servers}
+    nothing: list[float] = []
+    for _ in range(run.rounds):
+        for rows, service in servers.items():
+            if case == "limit":
+                know(service, rows)
+            found[rows].append(sorted(times(service, case, known[rows], calls)))
+            nothing += times(service, "nothing", known[rows], 100)
+    if not any(map(any, found.values())):
+        print(f"{kind:10} {case}: left out, the server answers 404", flush=True)
+        return []
+    base, table = statistics.median(nothing), []
+    for rows, rounds in found.items():
+        median = statistics.median(statistics.median(r) for r in rounds)
+        p99 = statistics.median(r[len(r) * 99 // 100] for r in rounds)
+        row = {"kind": kind, "case": case, "rows": rows}
+        row |= {"median_us": median, "p99_us": p99}
+        first = table[0]["median_us"] if table else median
+        row["to_smallest"] = median / first
+        row["net_to_smallest"] = (median - base) / max(1, first - base)
+        table.append(row)
+        print(
+            f"{kind:10} {rows:>11,} {case:12}{median:9.0f}   p99{p99:9.0f}"
+            f"{row['to_smallest']:8.2f}{row['net_to_smallest']:8.2f}",
+            flush=True,
         )
-    )
+    return table
 
 
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+def year(run: Run) -> None:
+    """How large a year of a busy small site makes the database, and a backup of it."""
+    days = 30 if run.quick else 365
+    with mailjet(401) as url, filled(run.frontdesk(), "year", days, url) as service:
+        size = Path(service.database).stat().st_size / 1e6
+        answer = service.request("GET", "/export/backup.sqlite3", Authorization=OWNER)
+    run.results["year"] = {"days": days, "mb": size, "backup_mb": len(answer[2]) / 1e6}
+    print(f"\n{days} days of a busy small site: {size:.1f} MB", end=", ")
+    print(f"a backup {len(answer[2]) / 1e6:.1f} MB (answered {answer[0]})")

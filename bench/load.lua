@@ -9,15 +9,14 @@ river stone bridge concert market recipe bread coffee winter blanket lantern pia
 ]]):gmatch("%a+") do words[#words + 1] = word end
 
 local item, nonce, n = nil, nil, 0
-local page = "https://site.example/pages/contact"
+local agent = "Mozilla/5.0 (X11; Linux x86_64; rv:%d.0) Gecko/20100101 Firefox/%d.0"
 local headers = {
   ["Content-Type"] = "application/json",
   ["Accept"] = "application/json",
   ["Accept-Language"] = "en-GB,en;q=0.8",
   ["Origin"] = "https://site.example",
-  ["Referer"] = page,
+  ["Referer"] = "https://site.example/pages/contact",
 }
-local agent = "Mozilla/5.0 (X11; Linux x86_64; rv:%d.0) Gecko/20100101 Firefox/%d.0"
 
 local function text(length)
   local chosen = {}
@@ -53,6 +52,22 @@ build["isso-count"] = function()
   return "POST", "/count", '["/pages/' .. n % 100 .. '"]'
 end
 
+-- Everything differs that a server might keep: many of these are refused.
+local kinds = { "contact", "signup", "hit", "badge", "read" }
+function build.varied()
+  local r = math.random
+  headers["X-Forwarded-For"] = string.format("%d.%d.%d.%d", r(223), r(255), r(255), r(255))
+  headers["Origin"] = r(4) > 1 and "https://site.example" or "https://" .. text(1) .. r(1e6)
+  headers["Accept"] = r(3) > 1 and "application/json" or "text/html,*/*;q=0." .. r(1e4)
+  headers["Accept-Language"] = string.format("%s-%d,en;q=0.%d", text(1), r(999), r(9))
+  headers["Referer"] = "https://site.example/" .. text(2):gsub(" ", "/") .. r(1e6)
+  local method, path, body = build[kinds[r(#kinds)]]()
+  path = path:gsub("/pages/%d+", "/varied/" .. r(1e6))
+  if body then body = body:gsub("/pages/%d+", "/varied/" .. r(1e6)) end
+  if path:find("svg") then path = path .. "&label=" .. text(1) .. r(1e4) end
+  return method, path, body
+end
+
 function init(args)
   item, nonce = args[1], args[2]
   math.randomseed(tonumber(nonce))
@@ -60,7 +75,7 @@ end
 
 function request()
   n = n + 1
-  local version = 100 + n % 50
+  local version = item == "varied" and math.random(1e6) or 100 + n % 50
   headers["User-Agent"] = agent:format(version, version)
   local method, path, body = build[item]()
   return wrk.format(method, path, headers, body)

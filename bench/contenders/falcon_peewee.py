@@ -4,18 +4,10 @@ A middleware connects and closes for each request, models and atomic() do the re
 The rate limit is the floor's: neither brings one.
 """
 
-import time
-
 import falcon
 import work
-from peewee import (
-    CompositeKey,
-    FloatField,
-    IntegerField,
-    Model,
-    SqliteDatabase,
-    TextField,
-)
+from peewee import CompositeKey, FloatField, IntegerField, Model, SqliteDatabase
+from peewee import TextField as Text
 
 db = SqliteDatabase(
     work.DATABASE,
@@ -32,42 +24,42 @@ class Table(Model):
 
 
 class Message(Table):
-    id = TextField(primary_key=True)
+    id = Text(primary_key=True)
     received_at = FloatField()
-    name = TextField()
-    email = TextField()
-    subject = TextField()
-    message = TextField()
-    page = TextField()
-    client = TextField()
+    name = Text()
+    email = Text()
+    subject = Text()
+    message = Text()
+    page = Text()
+    client = Text()
 
 
 class Receipt(Table):
-    key = TextField(primary_key=True)
-    message_id = TextField()
+    key = Text(primary_key=True)
+    message_id = Text()
     expires_at = FloatField(index=True)
 
 
 class Delivery(Table):
-    kind = TextField()
-    ref = TextField()
+    kind = Text()
+    ref = Text()
     created_at = FloatField()
     due_at = FloatField(null=True, index=True)
 
 
 class Subscriber(Table):
-    id = TextField(primary_key=True)
-    mailbox = TextField(unique=True)
-    email = TextField()
-    name = TextField()
-    page = TextField()
-    client = TextField()
+    id = Text(primary_key=True)
+    mailbox = Text(unique=True)
+    email = Text()
+    name = Text()
+    page = Text()
+    client = Text()
     asked_at = FloatField()
 
 
 class Tally(Table):
-    name = TextField()
-    period = TextField()
+    name = Text()
+    period = Text()
     n = IntegerField()
 
     class Meta:
@@ -75,14 +67,14 @@ class Tally(Table):
 
 
 class Page(Table):
-    page = TextField(primary_key=True)
+    page = Text(primary_key=True)
     hits = IntegerField()
     visitors = IntegerField()
 
 
 class Hit(Table):
-    page = TextField()
-    day = TextField()
+    page = Text()
+    day = Text()
     hits = IntegerField()
     visitors = IntegerField()
 
@@ -91,11 +83,66 @@ class Hit(Table):
 
 
 class Visitor(Table):
-    day = TextField()
-    hash = TextField()
+    day = Text()
+    hash = Text()
 
     class Meta:
         primary_key = CompositeKey("day", "hash")
+
+
+def written(insert):
+    return insert.as_rowcount().execute()
+
+
+class Store:
+    def keep(self, row, key):
+        found, now = row["id"], row["received_at"]
+        until = now + work.DUPLICATE_SECONDS
+        claim = Receipt.insert(key=key, message_id=found, expires_at=until).on_conflict(
+            conflict_target=[Receipt.key],
+            preserve=[Receipt.message_id, Receipt.expires_at],
+            where=Receipt.expires_at <= now,
+        )
+        with db.atomic():
+            if not written(claim):
+                return Receipt.get_by_id(key).message_id
+            Message.create(**row)
+            Delivery.create(kind="contact", ref=found, created_at=now, due_at=now)
+        return found
+
+    def ask(self, row, day):
+        now = row["asked_at"]
+        tally = Tally.insert(name="mails", period=day, n=1).on_conflict(
+            conflict_target=[Tally.name, Tally.period],
+            update={Tally.n: Tally.n + 1},
+            where=Tally.n < work.MAILS_PER_DAY,
+        )
+        with db.atomic():
+            subscriber = Subscriber.insert(**row).on_conflict_ignore()
+            if written(subscriber) and written(tally):
+                ref = row["id"]
+                Delivery.create(kind="confirm", ref=ref, created_at=now, due_at=now)
+
+    def count(self, page, day, visitor):
+        with db.atomic():
+            new = written(Visitor.insert(day=day, hash=visitor).on_conflict_ignore())
+            Page.insert(page=page, hits=1, visitors=new).on_conflict(
+                conflict_target=[Page.page],
+                update={Page.hits: Page.hits + 1, Page.visitors: Page.visitors + new},
+            ).execute()
+            Hit.insert(page=page, day=day, hits=1, visitors=new).on_conflict(
+                conflict_target=[Hit.page, Hit.day],
+                update={Hit.hits: Hit.hits + 1, Hit.visitors: Hit.visitors + new},
+            ).execute()
+            return self.totals(page)
+
+    def totals(self, page):
+        row = Page.get_or_none(Page.page == page)
+        return (row.hits, row.visitors) if row else (0, 0)
+
+    def days(self, page, since):
+        rows = Hit.select(Hit.day, Hit.hits, Hit.visitors)
+        return rows.where(Hit.page == page, Hit.day >= since).tuples()
 
 
 class PeeweeConnection:
@@ -122,125 +169,49 @@ class Expose:
         resp.set_header("Cache-Control", "no-store")
 
 
-def refuse(resp, errors):
-    resp.status, resp.media = falcon.HTTP_422, work.sorry(errors)
+store = Store()
+
+
+def answer(resp, outcome):
+    status, resp.media = outcome
+    resp.status = falcon.code_to_http_status(status)
 
 
 class Contact:
     limited = {"POST": "contact"}
 
     def on_post(self, req, resp):
-        row, key = work.contact(req.media, req.remote_addr, req.referer or "")
-        if row is None:
-            return refuse(resp, key)
-        now, found = row["received_at"], row["id"]
-        with db.atomic():
-            claimed = (
-                Receipt.insert(
-                    key=key, message_id=found, expires_at=now + work.DUPLICATE_SECONDS
-                )
-                .on_conflict(
-                    conflict_target=[Receipt.key],
-                    preserve=[Receipt.message_id, Receipt.expires_at],
-                    where=Receipt.expires_at <= now,
-                )
-                .as_rowcount()
-                .execute()
-            )
-            if claimed:
-                Message.create(**row)
-                Delivery.create(kind="contact", ref=found, created_at=now, due_at=now)
-            else:
-                found = Receipt.get_by_id(key).message_id
-        resp.media = work.thanks(id=found)
+        referer = req.referer or ""
+        answer(resp, work.contact(store, req.media, req.remote_addr, referer))
 
 
 class Newsletter:
     limited = {"POST": "newsletter"}
 
     def on_post(self, req, resp):
-        row = work.signup(req.media, req.remote_addr, req.referer or "")
-        if row is None:
-            return refuse(resp, [{"code": "TYPE_EMAIL"}])
-        now = row["asked_at"]
-        with db.atomic():
-            insert = Subscriber.insert(**row).on_conflict_ignore()
-            if insert.as_rowcount().execute():
-                day = work.today(now).isoformat()
-                counted = (
-                    Tally.insert(name="mails", period=day, n=1)
-                    .on_conflict(
-                        conflict_target=[Tally.name, Tally.period],
-                        update={Tally.n: Tally.n + 1},
-                        where=Tally.n < work.MAILS_PER_DAY,
-                    )
-                    .as_rowcount()
-                    .execute()
-                )
-                if counted:
-                    Delivery.create(
-                        kind="confirm", ref=row["id"], created_at=now, due_at=now
-                    )
-        resp.media = work.thanks()
-
-
-def totals(page):
-    row = Page.get_or_none(Page.page == page)
-    return (row.hits, row.visitors) if row else (0, 0)
+        referer = req.referer or ""
+        answer(resp, work.newsletter(store, req.media, req.remote_addr, referer))
 
 
 class Hits:
     limited = {"POST": "hits"}
 
     def on_get(self, req, resp):
-        page = work.page_of(req.get_param("page"))
-        if page is None:
-            return refuse(resp, [{"code": "TYPE_TEXT"}])
-        hits, visitors = totals(page)
-        last = work.today(time.time())
-        rows = Hit.select(Hit.day, Hit.hits, Hit.visitors).where(
-            Hit.page == page, Hit.day >= work.month_ago(last)
-        )
-        sums = {"page": page, "hits": hits, "visitors": visitors}
-        resp.media = {**sums, "days": work.days(rows.tuples(), last)}
+        answer(resp, work.read(store, req.get_param("page")))
 
     def on_post(self, req, resp):
-        page = work.page_of(req.media.get("page"))
-        if page is None:
-            return refuse(resp, [{"code": "TYPE_TEXT"}])
         agent = req.user_agent or ""
-        if work.CRAWLERS.search(agent):
-            hits, visitors = totals(page)
-            sums = {"page": page, "hits": hits, "visitors": visitors}
-            resp.media = {**sums, "counted": False, "reason": "crawler"}
-            return
-        day = work.today(time.time()).isoformat()
-        visitor = work.visitor(page, req.remote_addr, agent, day)
-        with db.atomic():
-            seen = Visitor.insert(day=day, hash=visitor).on_conflict_ignore()
-            new = seen.as_rowcount().execute()
-            Page.insert(page=page, hits=1, visitors=new).on_conflict(
-                conflict_target=[Page.page],
-                update={Page.hits: Page.hits + 1, Page.visitors: Page.visitors + new},
-            ).execute()
-            Hit.insert(page=page, day=day, hits=1, visitors=new).on_conflict(
-                conflict_target=[Hit.page, Hit.day],
-                update={Hit.hits: Hit.hits + 1, Hit.visitors: Hit.visitors + new},
-            ).execute()
-            hits, visitors = totals(page)
-        sums = {"page": page, "hits": hits, "visitors": visitors}
-        resp.media = {**sums, "counted": True}
+        answer(resp, work.hit(store, req.media, req.remote_addr, agent))
 
 
 class Badge:
     limited = {"GET": "hits"}
 
     def on_get(self, req, resp):
-        page = work.page_of(req.get_param("page"))
-        if page is None:
-            return refuse(resp, [{"code": "TYPE_TEXT"}])
-        resp.content_type = "image/svg+xml"
-        resp.text = work.badge(totals(page)[0])
+        status, value = work.badge(store, req.get_param("page"))
+        if status != 200:
+            return answer(resp, (status, value))
+        resp.content_type, resp.text = "image/svg+xml", value
 
 
 class Health:
@@ -248,14 +219,8 @@ class Health:
         resp.media = {"status": "ok"}
 
 
-app = falcon.App(
-    middleware=[
-        falcon.CORSMiddleware(allow_origins=work.ORIGIN, expose_headers=work.EXPOSED),
-        Expose(),
-        RateLimit(),
-        PeeweeConnection(),
-    ]
-)
+cors = falcon.CORSMiddleware(allow_origins=work.ORIGIN, expose_headers=work.EXPOSED)
+app = falcon.App(middleware=[cors, Expose(), RateLimit(), PeeweeConnection()])
 app.add_route("/contact", Contact())
 app.add_route("/newsletter", Newsletter())
 app.add_route("/hits", Hits())

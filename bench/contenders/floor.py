@@ -1,40 +1,99 @@
-"""The floor: a bare WSGI callable with hand-written SQL.
+"""The floor: a bare WSGI callable with hand-written SQL, on SQLite or Postgres.
 
-One connection a thread, one lock around writes (SQLite's own waiting is a sleep).
+A connection for each thread. On SQLite one lock around writes (SQLite's own waiting is
+a sleep). On Postgres the same statements, prepared and pipelined: a contact post takes
+three round trips (limit; claim; message, delivery and commit), a hit three.
 """
 
+import functools
 import json
 import sqlite3
 import threading
 import time
+from contextlib import contextmanager, suppress
+from http import HTTPStatus
+from pathlib import Path
 from urllib.parse import parse_qs
 
 import work
 
-local = threading.local()
-writing = threading.Lock()
-limits = work.Limits()
 MAX_BODY = 64 * 1024
+TEXT = Path(__file__).with_name("work.sql").read_text()
+SQL = dict(part.strip().split(": ", 1) for part in TEXT.split(";"))
+LIMIT = (
+    "INSERT INTO bucket VALUES {} ON CONFLICT (key) DO UPDATE "
+    "SET tat = greatest(bucket.tat, %s) + excluded.tat - %s "
+    "WHERE bucket.tat <= %s + (excluded.tat - %s) * %s RETURNING 1"
+)
 
 
-def connection():
-    con = getattr(local, "con", None)
-    if con is None:
-        con = local.con = sqlite3.connect(
-            work.DATABASE, timeout=10, isolation_level=None
-        )
-        con.execute("PRAGMA synchronous = full")
-    return con
+class Store:
+    """The work in SQL; ``transaction()`` yields execute(sql, parameters)."""
+
+    def keep(self, row, key):
+        found, now = row["id"], row["received_at"]
+        with self.transaction() as execute:
+            claim = (key, found, now + work.DUPLICATE_SECONDS, now)
+            if execute(SQL["claim"], claim).fetchone() is None:
+                return execute(SQL["claimed"], (key,)).fetchone()[0]
+            execute(SQL["message"], tuple(row.values()))
+            execute(SQL["delivery"], ("contact", found, now, now))
+        return found
+
+    def ask(self, row, day):
+        now = row["asked_at"]
+        with self.transaction() as execute:
+            if (
+                execute(SQL["subscriber"], tuple(row.values())).fetchone()
+                and execute(SQL["tally"], (day, work.MAILS_PER_DAY)).fetchone()
+            ):
+                execute(SQL["delivery"], ("confirm", row["id"], now, now))
+
+    def count(self, page, day, visitor):
+        with self.transaction() as execute:
+            new = int(execute(SQL["visitor"], (day, visitor)).fetchone() is not None)
+            sums = execute(SQL["page"], (page, new))
+            execute(SQL["hit"], (page, day, new))
+            return sums.fetchall()[0]  # an open statement would hinder the commit
+
+    def totals(self, page):
+        return self.query(SQL["totals"], (page,)).fetchone() or (0, 0)
+
+    def days(self, page, since):
+        return self.query(SQL["days"], (page, since))
+
+
+class Sqlite(Store):
+    def __init__(self):
+        self._local = threading.local()
+        self._writing = threading.Lock()
+        self.allow = work.Limits().allow
+
+    def _connection(self):
+        con = getattr(self._local, "con", None)
+        if con is None:
+            con = sqlite3.connect(work.DATABASE, timeout=10, isolation_level=None)
+            con.execute("PRAGMA synchronous = full")
+            self._local.con = con
+        return con
+
+    def query(self, sql, params):
+        return self._connection().execute(sql, params)
+
+    def transaction(self):
+        return Transaction(self._connection(), self._writing)
 
 
 class Transaction:
+    def __init__(self, con, lock):
+        self.con, self.lock = con, lock
+
     def __enter__(self):
-        self.con = connection()
-        writing.acquire()
+        self.lock.acquire()
         try:
             self.con.execute("BEGIN IMMEDIATE")
         except BaseException:
-            writing.release()
+            self.lock.release()
             raise
         return self.con.execute
 
@@ -42,157 +101,84 @@ class Transaction:
         try:
             self.con.execute("ROLLBACK" if failed else "COMMIT")
         finally:
-            writing.release()
+            self.lock.release()
 
 
-def body(environ):
-    length = int(environ.get("CONTENT_LENGTH") or 0)
-    if length > MAX_BODY:
-        return None
-    try:
-        values = json.loads(environ["wsgi.input"].read(length))
-    except ValueError:
-        return None
-    return values if isinstance(values, dict) else None
+class Postgres(Store):
+    def __init__(self):
+        import psycopg
 
-
-def contact(environ, client):
-    if (values := body(environ)) is None:
-        return "400 Bad Request", work.sorry([{"code": "MALFORMED"}])
-    row, key = work.contact(values, client, environ.get("HTTP_REFERER", ""))
-    if row is None:
-        return "422 Unprocessable Entity", work.sorry(key)
-    now = row["received_at"]
-    with Transaction() as execute:
-        claimed = execute(
-            "INSERT INTO receipt VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE "
-            "SET message_id = excluded.message_id, expires_at = excluded.expires_at "
-            "WHERE expires_at <= ?",
-            (key, row["id"], now + work.DUPLICATE_SECONDS, now),
-        ).rowcount
-        if claimed:
-            execute(
-                "INSERT INTO message VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                tuple(row.values()),
-            )
-            execute(
-                "INSERT INTO delivery (kind, ref, created_at, due_at) "
-                "VALUES ('contact', ?, ?, ?)",
-                (row["id"], now, now),
-            )
-            found = row["id"]
-        else:
-            sql = "SELECT message_id FROM receipt WHERE key = ?"
-            found = execute(sql, (key,)).fetchone()[0]
-    return "200 OK", work.thanks(id=found)
-
-
-def newsletter(environ, client):
-    if (values := body(environ)) is None:
-        return "400 Bad Request", work.sorry([{"code": "MALFORMED"}])
-    row = work.signup(values, client, environ.get("HTTP_REFERER", ""))
-    if row is None:
-        return "422 Unprocessable Entity", work.sorry([{"code": "TYPE_EMAIL"}])
-    now = row["asked_at"]
-    with Transaction() as execute:
-        new = execute(
-            "INSERT INTO subscriber VALUES (?, ?, ?, ?, ?, ?, ?) "
-            "ON CONFLICT (mailbox) DO NOTHING",
-            tuple(row.values()),
-        ).rowcount
-        if new and (
-            execute(
-                "INSERT INTO tally VALUES ('mails', ?, 1) ON CONFLICT (name, period) "
-                "DO UPDATE SET n = n + 1 WHERE n < ?",
-                (work.today(now).isoformat(), work.MAILS_PER_DAY),
-            ).rowcount
-        ):
-            execute(
-                "INSERT INTO delivery (kind, ref, created_at, due_at) "
-                "VALUES ('confirm', ?, ?, ?)",
-                (row["id"], now, now),
-            )
-    return "200 OK", work.thanks()
-
-
-def hit(environ, client):
-    values = body(environ)
-    page = None if values is None else work.page_of(values.get("page"))
-    if page is None:
-        return "422 Unprocessable Entity", work.sorry([{"code": "TYPE_TEXT"}])
-    agent = environ.get("HTTP_USER_AGENT", "")
-    if work.CRAWLERS.search(agent):
-        hits, visitors = totals(page)
-        sums = {"page": page, "hits": hits, "visitors": visitors}
-        return "200 OK", {**sums, "counted": False, "reason": "crawler"}
-    day = work.today(time.time()).isoformat()
-    visitor = work.visitor(page, client, agent, day)
-    with Transaction() as execute:
-        new = execute(
-            "INSERT INTO visitor VALUES (?, ?) ON CONFLICT DO NOTHING", (day, visitor)
-        ).rowcount
-        hits, visitors = execute(
-            "INSERT INTO page VALUES (?, 1, ?) ON CONFLICT (page) DO UPDATE "
-            "SET hits = hits + 1, visitors = visitors + excluded.visitors "
-            "RETURNING hits, visitors",
-            (page, new),
-        ).fetchone()
-        execute(
-            "INSERT INTO hit VALUES (?, ?, 1, ?) ON CONFLICT (page, day) DO UPDATE "
-            "SET hits = hits + 1, visitors = visitors + excluded.visitors",
-            (page, day, new),
+        self._connect = functools.partial(
+            psycopg.connect, work.DATABASE, autocommit=True, prepare_threshold=0
         )
-    sums = {"page": page, "hits": hits, "visitors": visitors}
-    return "200 OK", {**sums, "counted": True}
+        self._local = threading.local()
+
+    def _connection(self):
+        if not hasattr(self._local, "con"):
+            self._local.con = self._connect()
+        return self._local.con
+
+    def query(self, sql, params):
+        return self._connection().execute(sql.replace("?", "%s"), params)
+
+    @contextmanager
+    def transaction(self):
+        con = self._connection()
+        with con.pipeline(), con.transaction():
+            yield self.query
+
+    def allow(self, name, client):
+        """Spend of all windows in one statement (a refused one may spend of one)."""
+        windows, now = work.WINDOWS[name], int(time.time() * 1_000_000)
+        rows = []
+        for s in windows:
+            rows += f"{name} {client} {s}", now + s * 1_000_000 // work.QUOTA
+        sql = LIMIT.format(", ".join(["(%s, %s)"] * len(windows)))
+        spent = self.query(sql, (*rows, now, now, now, now, work.QUOTA - 1))
+        return len(spent.fetchall()) == len(windows)
 
 
-def totals(page):
-    sql = "SELECT hits, visitors FROM page WHERE page = ?"
-    return connection().execute(sql, (page,)).fetchone() or (0, 0)
-
-
-def read(page):
-    hits, visitors = totals(page)
-    last = work.today(time.time())
-    rows = connection().execute(
-        "SELECT day, hits, visitors FROM hit WHERE page = ? AND day >= ?",
-        (page, work.month_ago(last)),
-    )
-    sums = {"page": page, "hits": hits, "visitors": visitors}
-    return "200 OK", {**sums, "days": work.days(rows, last)}
-
-
+store = Postgres() if "://" in work.DATABASE else Sqlite()
 POSTS = {
-    "/contact": ("contact", contact),
-    "/newsletter": ("newsletter", newsletter),
-    "/hits": ("hits", hit),
+    "/contact": ("contact", work.contact, "HTTP_REFERER"),
+    "/newsletter": ("newsletter", work.newsletter, "HTTP_REFERER"),
+    "/hits": ("hits", work.hit, "HTTP_USER_AGENT"),
 }
+LINES = {s.value: f"{s.value} {s.phrase}" for s in HTTPStatus}
+
+
+def post(environ, client):
+    name, respond, header = POSTS[environ["PATH_INFO"]]
+    if environ.get("HTTP_ORIGIN", work.ORIGIN) != work.ORIGIN:
+        return 403, work.sorry([{"code": "BLOCKED"}])
+    if not store.allow(name, client):
+        return 429, work.sorry([{"code": "RATE_LIMITED"}])
+    length, form = int(environ.get("CONTENT_LENGTH") or 0), None
+    if length <= MAX_BODY:
+        with suppress(ValueError):
+            form = json.loads(environ["wsgi.input"].read(length))
+    if not isinstance(form, dict):
+        return 400, work.sorry([{"code": "MALFORMED"}])
+    return respond(store, form, client, environ.get(header, ""))
 
 
 def answer(environ):
     method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
     client = environ["REMOTE_ADDR"]
     if method == "OPTIONS":
-        return "204 No Content", {}
+        return 204, {}
     if method == "POST" and path in POSTS:
-        if environ.get("HTTP_ORIGIN", work.ORIGIN) != work.ORIGIN:
-            return "403 Forbidden", work.sorry([{"code": "BLOCKED"}])
-        name, respond = POSTS[path]
-        if not limits.allow(name, client):
-            return "429 Too Many Requests", work.sorry([{"code": "RATE_LIMITED"}])
-        return respond(environ, client)
+        return post(environ, client)
     if method == "GET" and path in ("/hits", "/hits.svg"):
-        page = work.page_of(parse_qs(environ["QUERY_STRING"]).get("page", [""])[0])
-        if page is None:
-            return "422 Unprocessable Entity", work.sorry([{"code": "TYPE_TEXT"}])
+        page = parse_qs(environ["QUERY_STRING"]).get("page", [""])[0]
         if path == "/hits":
-            return read(page)
-        if not limits.allow("hits", client):
-            return "429 Too Many Requests", work.sorry([{"code": "RATE_LIMITED"}])
-        return "200 OK", work.badge(totals(page)[0])
+            return work.read(store, page)
+        if not store.allow("hits", client):
+            return 429, work.sorry([{"code": "RATE_LIMITED"}])
+        return work.badge(store, page)
     if path == "/health":
-        return "200 OK", {"status": "ok"}
-    return "404 Not Found", work.sorry([{"code": "NOT_FOUND"}])
+        return 200, {"status": "ok"}
+    return 404, work.sorry([{"code": "NOT_FOUND"}])
 
 
 def app(environ, start_response):
@@ -216,5 +202,5 @@ def app(environ, start_response):
             ("Access-Control-Allow-Headers", "Content-Type"),
             ("Access-Control-Max-Age", "86400"),
         ]
-    start_response(status, headers)
+    start_response(LINES[status], headers)
     return [data]

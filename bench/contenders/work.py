@@ -1,7 +1,8 @@
-"""What every Python contender has to do, apart from its framework and its SQL.
+"""What every Python contender does, apart from its framework and its SQL.
 
-Shared, so that all validate, hash and answer alike; written for speed, since the
-floor is among those who use it.
+Shared, so that all validate, hash and answer alike; written for speed, since the floor
+uses it too. A contender passes its store: ``keep``, ``ask``, ``count``, ``totals`` and
+``days``. Each request's function returns (status, what to answer).
 """
 
 import hashlib
@@ -20,15 +21,12 @@ LIMITS = os.environ["LIMITS"]  # a file on /dev/shm
 ORIGIN = os.environ["ORIGIN"]
 WINDOWS = {"contact": (1, 60), "newsletter": (1, 60), "hits": (60,)}  # seconds
 QUOTA = 999_999
-LIMIT = {
-    "contact": f"{QUOTA}/second;{QUOTA}/minute",
-    "newsletter": f"{QUOTA}/second;{QUOTA}/minute",
-    "hits": f"{QUOTA}/minute",
-}
+UNITS = {1: "second", 60: "minute"}
+LIMIT = {k: ";".join(f"{QUOTA}/{UNITS[s]}" for s in v) for k, v in WINDOWS.items()}
 MAILS_PER_DAY = 1_000_000
 DUPLICATE_SECONDS = 600
 EXPOSED = "Retry-After, RateLimit, RateLimit-Policy, X-Request-ID"
-
+FIELDS = {"name": 200, "email": 254, "subject": 200, "message": 10_000}
 EMAIL = re.compile(r"[^@\s]{1,64}@[^@\s]+\.[^@\s]+")
 CRAWLERS = re.compile(r"bot\b|crawl|spider|slurp|monitor|uptime|lighthouse", re.I)
 BADGE = Path(__file__).with_name("badge.svg").read_text().strip()
@@ -36,24 +34,21 @@ KEY = hashlib.sha256(DATABASE.encode()).digest()  # the same for all workers
 
 
 def keyed_hash(*parts, size=20):
-    return hashlib.blake2b("\0".join(parts).encode(), key=KEY, digest_size=size)
-
-
-def new_id(now):
-    return f"{int(now * 1000):012x}{secrets.token_hex(8)}"
-
-
-def truncated(address):
-    return address.rpartition(".")[0] + ".0"
+    text = "\0".join(parts).encode()
+    return hashlib.blake2b(text, key=KEY, digest_size=size).hexdigest()
 
 
 def today(now):
     return datetime.fromtimestamp(now, UTC).date()
 
 
-def contact(values, client, page):
-    """Return (message row, key of its receipt), or the list of errors."""
-    text = {k: str(values.get(k) or "").strip() for k in FIELDS}
+def _origin_of_row(client, referer, now):
+    row_id = f"{int(now * 1000):012x}{secrets.token_hex(8)}"
+    return row_id, referer.partition("?")[0], client.rpartition(".")[0] + ".0"
+
+
+def contact(store, form, client, referer):
+    text = {k: str(form.get(k) or "").strip() for k in FIELDS}
     errors = [
         {"code": "TOO_LONG", "field": k, "message": "Too long."}
         for k, most in FIELDS.items()
@@ -64,83 +59,77 @@ def contact(values, client, page):
     if not EMAIL.fullmatch(text["email"]):
         errors.append({"code": "TYPE_EMAIL", "field": "email"})
     if errors:
-        return None, errors
+        return 422, sorry(errors)
     now = time.time()
-    row = {"id": new_id(now), "received_at": now, **text}
-    row |= {"page": page.partition("?")[0], "client": truncated(client)}
-    return row, keyed_hash("body", client, *text.values()).hexdigest()
+    row_id, page, network = _origin_of_row(client, referer, now)
+    row = {"id": row_id, "received_at": now, **text, "page": page, "client": network}
+    return 200, thanks(id=store.keep(row, keyed_hash("body", client, *text.values())))
 
 
-FIELDS = {"name": 200, "email": 254, "subject": 200, "message": 10_000}
-
-
-def signup(values, client, page):
-    """Return a subscriber's row, or None for an address that is none."""
-    email = str(values.get("email") or "").strip()
-    name = str(values.get("name") or "").strip()
+def newsletter(store, form, client, referer):
+    email = str(form.get("email") or "").strip()
+    name = str(form.get("name") or "").strip()
     if len(email) > 254 or len(name) > 200 or not EMAIL.fullmatch(email):
-        return None
+        return 422, sorry([{"code": "TYPE_EMAIL"}])
     now = time.time()
-    return {
-        "id": new_id(now),
-        "mailbox": keyed_hash("mailbox", email.casefold()).hexdigest(),
-        "email": email,
-        "name": name,
-        "page": page.partition("?")[0],
-        "client": truncated(client),
-        "asked_at": now,
-    }
+    row_id, page, network = _origin_of_row(client, referer, now)
+    row = {"id": row_id, "mailbox": keyed_hash("mailbox", email.casefold())}
+    row |= {"email": email, "name": name, "page": page, "client": network}
+    store.ask(row | {"asked_at": now}, today(now).isoformat())
+    return 200, thanks()
+
+
+def hit(store, form, client, agent):
+    if (page := page_of(form.get("page"))) is None:
+        return 422, sorry([{"code": "TYPE_TEXT"}])
+    if CRAWLERS.search(agent):
+        hits, visitors = store.totals(page)
+        why = {"counted": False, "reason": "crawler"}
+        return 200, {"page": page, "hits": hits, "visitors": visitors, **why}
+    day = today(time.time()).isoformat()
+    seen = keyed_hash(day, page, client, agent, size=12)
+    hits, visitors = store.count(page, day, seen)
+    return 200, {"page": page, "hits": hits, "visitors": visitors, "counted": True}
+
+
+def read(store, page):
+    if (page := page_of(page)) is None:
+        return 422, sorry([{"code": "TYPE_TEXT"}])
+    hits, visitors = store.totals(page)
+    last = today(time.time())
+    known = {r[0]: r for r in store.days(page, (last - timedelta(29)).isoformat())}
+    names = [(last - timedelta(n)).isoformat() for n in range(29, -1, -1)]
+    wanted = [known.get(day, (day, 0, 0)) for day in names]
+    days = [{"date": d, "hits": h, "visitors": v} for d, h, v in wanted]
+    return 200, {"page": page, "hits": hits, "visitors": visitors, "days": days}
+
+
+def badge(store, page):
+    """Return a str for the badge, a dict for an error."""
+    if (page := page_of(page)) is None:
+        return 422, sorry([{"code": "TYPE_TEXT"}])
+    hits = f"{store.totals(page)[0]:,}"
+    right = 10 + 7 * len(hits)
+    return 200, BADGE.format(
+        hits=hits, width=31 + right, right=right, middle=31 + right / 2
+    )
 
 
 def page_of(text):
-    """Return a page's path, or None."""
     path = "/" + urlsplit(str(text or "")).path.strip("/")
     return path if text and len(path) <= 200 and path.isprintable() else None
 
 
-def visitor(page, client, agent, day):
-    return keyed_hash(day, page, client, agent, size=12).hexdigest()
-
-
-def days(rows, last):
-    """Return 30 days, gaps as 0, of rows of (day, hits, visitors)."""
-    known = {row[0]: row for row in rows}
-    names = [(last - timedelta(n)).isoformat() for n in range(29, -1, -1)]
-    wanted = [known.get(day, (day, 0, 0)) for day in names]
-    return [{"date": d, "hits": h, "visitors": v} for d, h, v in wanted]
-
-
-def month_ago(last):
-    return (last - timedelta(29)).isoformat()
-
-
-def badge(hits):
-    shown = f"{hits:,}"
-    right = 10 + 7 * len(shown)
-    return BADGE.format(
-        hits=shown, width=31 + right, right=right, middle=31 + right / 2
-    )
-
-
 def thanks(**more):
-    return {
-        "ok": True,
-        "success": True,
-        "next": ORIGIN + "/thanks",
-        "message": "Thank you, your message is on its way.",
-        **more,
-    }
+    text = "Thank you, your message is on its way."
+    says = {"ok": True, "success": True, "next": ORIGIN + "/thanks", "message": text}
+    return says | more
 
 
 def sorry(errors):
     text = "Please check the form."
-    return {
-        "ok": False,
-        "success": False,
-        "error": text,
-        "message": text,
-        "errors": errors,
-    }
+    says = {"ok": False, "success": False, "error": text, "message": text}
+    return says | {"errors": errors}
 
 
 class Limits:
@@ -175,15 +164,10 @@ class Limits:
     @staticmethod
     def _spend(con, name, client, seconds, now):
         step = seconds * 1_000_000 // QUOTA
+        most = now + step * (QUOTA - 1)
         row = con.execute(
             "INSERT INTO bucket VALUES (?, ?) ON CONFLICT (key) DO UPDATE "
             "SET tat = max(tat, ?) + ? WHERE tat <= ? RETURNING tat",
-            (
-                f"{name} {client} {seconds}",
-                now + step,
-                now,
-                step,
-                now + step * (QUOTA - 1),
-            ),
+            (f"{name} {client} {seconds}", now + step, now, step, most),
         ).fetchone()
         return row is not None
