@@ -69,12 +69,12 @@ class Group:
         joins = "".join(f"echo $$ > {f}/cgroup.procs && " for f in self.folders)
         return ("sh", "-c", joins + 'exec "$@"', "sh")
 
-    def throttled(self) -> tuple[float, int]:
-        """Return for how many seconds, and in how many periods, it had to wait."""
+    def throttled(self) -> tuple[float, int, int]:
+        """Return the seconds it had to wait; its periods, and those it waited in."""
         text = (self.folders[0] / "cpu.stat").read_text()
         stat = dict(line.split() for line in text.splitlines())
-        time_us = stat.get("throttled_usec") or int(stat["throttled_time"]) / 1e3
-        return float(time_us) / 1e6, int(stat["nr_throttled"])
+        waited = float(stat.get("throttled_usec") or int(stat["throttled_time"]) / 1e3)
+        return waited / 1e6, int(stat["nr_periods"]), int(stat["nr_throttled"])
 
     def close(self) -> None:
         for folder in self.folders:
@@ -114,12 +114,8 @@ def _timed(service: Service, method: str, item: str, form: object, n: int) -> fl
 
 
 def _quiet_hour(service: Service, made: Group, seconds: float) -> dict[str, float]:
-    """Hit every 100 ms and post every 300 ms, whether or not the last was answered.
-
-    What comes every 100 ms also looks whether the group had to wait in each period
-    since: the longest run of such periods.
-    """
-    posts, hits, run, longest, last = [], [], 0, 0, made.throttled()[1]
+    """Hit every 100 ms and post every 300 ms, whether or not the last was answered."""
+    posts, hits, row, longest, last = [], [], 0, 0, made.throttled()
     started = time.monotonic()
     with ThreadPoolExecutor(32) as pool:
         for n in range(int(seconds * 10)):
@@ -127,9 +123,11 @@ def _quiet_hour(service: Service, made: Group, seconds: float) -> dict[str, floa
             hits.append(pool.submit(_hit, service, n))
             if n % 3 == 0:
                 posts.append(pool.submit(_contact, service, n + 2))
-            waits, last = made.throttled()[1] - last, made.throttled()[1]
-            run = run + waits if waits else 0
-            longest = max(longest, run)
+                # How many periods in a row did it have to wait in?
+                now = made.throttled()
+                periods, waited = now[1] - last[1], now[2] - last[2]
+                row, last = row + waited if 0 < periods <= waited else 0, now
+                longest = max(longest, row)
     found = {"longest_throttled_s": longest * PERIOD_US / 1e6}
     for name, futures in (("post", posts), ("hit", hits)):
         ms = sorted(f.result() for f in futures)
@@ -171,7 +169,8 @@ def cheapest(run: Run) -> None:
         for name, found in samples.items()
     }
     print(
-        f"\n0.1 core and 256 MB, {seconds:.0f} s of a post every 300 ms, a hit every 100"
+        f"\n0.1 core, 256 MB, {seconds:.0f} s of a post each 300 ms, a hit each 100 ms"
     )
-    for name, row in table.items():
-        print(f"{name}: " + ", ".join(f"{k} {v:.1f}" for k, v in row.items()))
+    print(" " * 20 + "".join(f"{name:>15}" for name in table))
+    for key in next(iter(table.values()), {}):
+        print(f"{key:20}" + "".join(f"{row[key]:15.1f}" for row in table.values()))

@@ -197,7 +197,7 @@ def start(run: Run) -> None:
 def memory(run: Run) -> None:
     """PSS of the tree: idle, after mails and pages, after many varied requests."""
     run.results["memory"] = table = {}
-    total = 3_000 if run.quick else 200_000
+    total, seconds = (1_000, 1) if run.quick else (200_000, 5)
     print("\nPSS of the process tree, 1 worker, MB (ratio to bare Falcon, idle)")
     with mailjet(200) as url:
         for contender in [*run.ready([BARE]), *run.contenders]:
@@ -210,12 +210,10 @@ def memory(run: Run) -> None:
                     row["used"] = _mails_and_pages(service, url)
                 if contender.items:
                     used, row["requests"] = row.get("used", row["idle"]), 0
-                    own = contender.items["contact"]
+                    item = "contact" if contender.name == "isso" else "varied"
                     while row["requests"] < total:
-                        item = own if contender.name == "isso" else "varied"
-                        found = load([service], item, 16, 1 if run.quick else 5)
-                        seconds = 1 if run.quick else 5
-                        row["requests"] += max(1, int(found["rps"] * seconds))
+                        rps = load([service], item, 16, seconds)["rps"]
+                        row["requests"] += int(rps * seconds) + 1
                     time.sleep(1)
                     row["loaded"] = service.pss_mb()
                     row["growth"] = row["loaded"] / used - 1

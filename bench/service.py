@@ -390,7 +390,7 @@ def load(
         command = pinned(
             LOAD_CORE,
             *("wrk", "--threads", "1", "--connections", str(each)),
-            *("--duration", f"{seconds:g}s", "--timeout", "20s"),
+            *("--duration", f"{max(1, round(seconds))}s", "--timeout", "20s"),
             *("--script", str(BENCH / "load.lua"), f"http://127.0.0.1:{service.port}"),
             *("--", item, str(random.randrange(2**31))),
         )
