@@ -12,6 +12,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import sqlite3
 import statistics
 import sys
@@ -380,6 +381,7 @@ def main() -> int:
         seconds=chosen.seconds or (1 if chosen.quick else 4),
         quick=chosen.quick,
     )
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # servers end with us
     WORK.mkdir(parents=True)
     run.ready()
     run.results["machine"] = machine()
