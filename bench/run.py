@@ -121,6 +121,8 @@ def compare(run: Run, section: str, samples: Samples, base: str) -> None:
     They are the median of each round's ratio, not the ratio of medians.
     """
     names = list(dict.fromkeys(name for _, _, name in samples))
+    if not names:
+        raise Unfit("nobody is left to compare")
     base, table = base if base in names else names[0], []
     for (place, item, name), found in samples.items():
         row = {k: statistics.median(f[k] for f in found) for k in found[0]}
@@ -394,8 +396,8 @@ def main() -> int:
                 print(f"{name} is cut short: {reason}", flush=True)
                 run.results.setdefault("left_out", {})[name] = str(reason)
             chosen.output.write_text(json.dumps(run.results, indent=1) + "\n")
-    if "KEEP" not in os.environ:
-        shutil.rmtree(WORK, ignore_errors=True)
+    if not run.results.get("left_out"):
+        shutil.rmtree(WORK)
     return 0
 
 
