@@ -170,67 +170,63 @@ def filled(contender: Contender, kind: str, rows: int, url: str) -> Iterator[Ser
 AS_OWNER = {"Authorization": OWNER, "Accept": "text/html"}
 AGENT = "Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0"
 BASIC = {"Origin": ORIGIN, "Referer": f"{ORIGIN}/contact", "User-Agent": AGENT}
-WORDS = [f"{a}{b}" for a in ("gar", "win", "riv", "sto") for b in ("den", "ter")]
-FIXED: dict[str, tuple[str, str, Any, dict[str, str]]] = {
-    "health": ("GET", "/health", None, {}),
-    "health-owner": ("GET", "/health", None, AS_OWNER | {"Accept": "*/*"}),
-    "desk": ("GET", "/desk", None, AS_OWNER),
-    "site-read": ("GET", "/hits?page=*", None, {}),
-    "site-badge": ("GET", "/hits.svg?count=false&page=*", None, {}),
-    "site-chart": ("GET", "/hits/chart.svg?page=*", None, {}),
+READS = {
+    "badge": "/hits.svg?count=false&page={page}",
+    "read": "/hits?page={page}",
+    "health": "/health",
+    "health-owner": "/health",
+    "desk": "/desk",
+    "site-read": "/hits?page=*",
+    "site-badge": "/hits.svg?count=false&page=*",
+    "site-chart": "/hits/chart.svg?page=*",
 }
+WORDS = [f"{a}{b}" for a in ("gar", "win", "riv", "sto") for b in ("den", "ter")]
 
 
-def request(case: str, known: dict[str, list[str]]) -> tuple[str, str, Any, dict]:
-    """Return (method, path, form, headers) of one request."""
-    if case in FIXED:
-        return FIXED[case]
-    page, email = f"/pages/{random.choice(known['pages'])}", f"ada.{random.random()}"
-    form = {"email": f"{email}@example.com", "message": CAMPAIGN}
-    if case == "hit":
-        return "POST", "/hits", {"page": page}, {}
-    if case == "badge":
-        return "GET", f"/hits.svg?count=false&page={page}", None, {}
-    if case == "read":
-        return "GET", f"/hits?page={page}", None, {}
-    if case == "contact":
-        form["message"] = " ".join(random.choices(WORDS, k=30))
-    elif case == "limit":
-        n = random.randrange(int(known["rows"][0]))
-        client = f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}"
-        return "POST", "/hits", {"page": "/known"}, {"X-Forwarded-For": client}
-    elif case == "event":
-        told = {"CustomID": random.choice(known["messages"]), "event": "sent"}
-        event = {**told, "time": int(time.time()), "email": "owner@site.example"}
-        return "POST", known["events"][0], [event], {}
-    return "POST", "/contact", form, {}
+class Requests:
+    """What each case asks of a server: (method, path, form, headers)."""
+
+    def __init__(self, service: Service, rows: int, url: str) -> None:
+        self.rows = rows
+        con = sqlite3.connect(service.database, timeout=10)
+        self.pages = con.execute("SELECT count(*) FROM page").fetchone()[0] - 2
+        ids = con.execute("SELECT id FROM message LIMIT 1000").fetchall()
+        self.messages = [row[0] for row in ids]
+        con.close()
+        service.request("POST", "/doctor", {}, Authorization=OWNER)
+        self.events = urlsplit(seen_by(url)["url"] or "/mailjet/unknown").path
+
+    def __call__(self, case: str) -> tuple[str, str, Any, dict[str, str]]:
+        if case in READS:
+            page = f"/pages/{random.randrange(max(1, self.pages))}"
+            more = AS_OWNER if case in ("desk", "health-owner") else {}
+            return "GET", READS[case].format(page=page), None, more
+        if case == "hit":
+            page = f"/pages/{random.randrange(max(1, self.pages))}"
+            return "POST", "/hits", {"page": page}, {}
+        if case == "limit":
+            n = random.randrange(self.rows)
+            client = f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}"
+            return "POST", "/hits", {"page": "/known"}, {"X-Forwarded-For": client}
+        if case == "event":
+            event = {"event": "sent", "time": int(time.time())}
+            event |= {"CustomID": random.choice(self.messages), "email": "a@b.example"}
+            return "POST", self.events, [event], {}
+        words = " ".join(random.choices(WORDS, k=30))
+        form = {"message": CAMPAIGN if case == "same_text" else words}
+        form["email"] = f"ada.{random.random()}@example.com"
+        return "POST", "/contact", form, {}
 
 
 def post(service: Service, path: str, form: Any, **headers: str) -> int:
     return service.request("POST", path, form, **BASIC | headers)[0]
 
 
-def learn(service: Service, rows: int, url: str) -> dict[str, list[str]]:
-    """Return what requests are made of: pages and messages that are there."""
-    con = sqlite3.connect(service.database, timeout=10)
-    pages = con.execute("SELECT count(*) FROM page").fetchone()[0] - 2
-    found = con.execute("SELECT id FROM message LIMIT 1000").fetchall()
-    con.close()
-    service.request("POST", "/doctor", {}, Authorization=OWNER)
-    events = seen_by(url)["url"]
-    return {
-        "rows": [str(rows)],
-        "pages": [str(n) for n in range(max(1, pages))],
-        "messages": [row[0] for row in found],
-        "events": [urlsplit(events).path if events else "/mailjet/unknown"],
-    }
-
-
-def times(service: Service, case: str, known: dict, calls: int) -> list[float]:
+def times(service: Service, case: str, ask: Requests, calls: int) -> list[float]:
     """Return microseconds of calls on one connection; Unfit for an error (or 404)."""
     connection, taken = http.client.HTTPConnection("127.0.0.1", service.port), []
     for n in range(calls + calls // 10):
-        method, path, form, more = request(case, known)
+        method, path, form, more = ask(case)
         named = {"Accept": "application/json"}
         named |= more if "Authorization" in more else BASIC | more
         body = None if form is None else json.dumps(form)
@@ -273,12 +269,12 @@ def growth(run: Run) -> None:
                 rows: stack.enter_context(filled(run.frontdesk(), kind, rows, url))
                 for rows in sizes
             }
-            known = {rows: learn(s, rows, url) for rows, s in servers.items()}
+            asks = {rows: Requests(s, rows, url) for rows, s in servers.items()}
             for case in cases.split():
-                table += _case(run, kind, case, servers, known)
+                table += _case(run, kind, case, servers, asks)
 
 
-def _case(run: Run, kind: str, case: str, servers: dict, known: dict) -> list[dict]:
+def _case(run: Run, kind: str, case: str, servers: dict, asks: dict) -> list[dict]:
     calls = (30 if run.quick else 300) * (1 if case == "desk" else 10)
     found: dict[int, list[tuple[float, float, float]]] = {rows: [] for rows in servers}
     for _, (rows, service) in itertools.product(range(run.rounds), servers.items()):
@@ -286,7 +282,7 @@ def _case(run: Run, kind: str, case: str, servers: dict, known: dict) -> list[di
             know(service, rows)
         cpu = service.cpu_seconds()
         try:
-            taken = sorted(times(service, case, known[rows], calls))
+            taken = sorted(times(service, case, asks[rows], calls))
         except Unfit as reason:
             print(f"{kind:10} {case}: left out, {reason}", flush=True)
             return []

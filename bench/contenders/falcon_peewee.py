@@ -6,8 +6,15 @@ The rate limit is the floor's: neither brings one.
 
 import falcon
 import work
-from peewee import CompositeKey, FloatField, IntegerField, Model, SqliteDatabase
-from peewee import TextField as Text
+from peewee import (
+    AutoField,
+    CompositeKey,
+    FloatField,
+    IntegerField,
+    Model,
+    SqliteDatabase,
+    TextField,
+)
 
 db = SqliteDatabase(
     work.DATABASE,
@@ -23,71 +30,23 @@ class Table(Model):
         database = db
 
 
-class Message(Table):
-    id = Text(primary_key=True)
-    received_at = FloatField()
-    name = Text()
-    email = Text()
-    subject = Text()
-    message = Text()
-    page = Text()
-    client = Text()
+KINDS = {"": TextField, "a": AutoField, "f": FloatField, "i": IntegerField}
 
 
-class Receipt(Table):
-    key = Text(primary_key=True)
-    message_id = Text()
-    expires_at = FloatField(index=True)
+def model(name, keys, others):
+    """Make the class that one would write out, a line for each column."""
+    fields = {}
+    for column in f"{keys} {others}".split():
+        field, _, kind = column.partition(":")
+        fields[field] = KINDS[kind](**{"primary_key": True} if column == keys else {})
+    if " " in keys:
+        fields["Meta"] = type("Meta", (), {"primary_key": CompositeKey(*keys.split())})
+    return type(name, (Table,), fields)
 
 
-class Delivery(Table):
-    kind = Text()
-    ref = Text()
-    created_at = FloatField()
-    due_at = FloatField(null=True, index=True)
-
-
-class Subscriber(Table):
-    id = Text(primary_key=True)
-    mailbox = Text(unique=True)
-    email = Text()
-    name = Text()
-    page = Text()
-    client = Text()
-    asked_at = FloatField()
-
-
-class Tally(Table):
-    name = Text()
-    period = Text()
-    n = IntegerField()
-
-    class Meta:
-        primary_key = CompositeKey("name", "period")
-
-
-class Page(Table):
-    page = Text(primary_key=True)
-    hits = IntegerField()
-    visitors = IntegerField()
-
-
-class Hit(Table):
-    page = Text()
-    day = Text()
-    hits = IntegerField()
-    visitors = IntegerField()
-
-    class Meta:
-        primary_key = CompositeKey("page", "day")
-
-
-class Visitor(Table):
-    day = Text()
-    hash = Text()
-
-    class Meta:
-        primary_key = CompositeKey("day", "hash")
+Message, Receipt, Delivery, Subscriber, Tally, Page, Hit, Visitor = (
+    model(name, *columns) for name, columns in work.TABLES.items()
+)
 
 
 def written(insert):
@@ -177,20 +136,13 @@ def answer(resp, outcome):
     resp.status = falcon.code_to_http_status(status)
 
 
-class Contact:
-    limited = {"POST": "contact"}
+class Form:
+    def __init__(self, name, respond):
+        self.limited, self.respond = {"POST": name}, respond
 
     def on_post(self, req, resp):
         referer = req.referer or ""
-        answer(resp, work.contact(store, req.media, req.remote_addr, referer))
-
-
-class Newsletter:
-    limited = {"POST": "newsletter"}
-
-    def on_post(self, req, resp):
-        referer = req.referer or ""
-        answer(resp, work.newsletter(store, req.media, req.remote_addr, referer))
+        answer(resp, self.respond(store, req.media, req.remote_addr, referer))
 
 
 class Hits:
@@ -221,8 +173,8 @@ class Health:
 
 cors = falcon.CORSMiddleware(allow_origins=work.ORIGIN, expose_headers=work.EXPOSED)
 app = falcon.App(middleware=[cors, Expose(), RateLimit(), PeeweeConnection()])
-app.add_route("/contact", Contact())
-app.add_route("/newsletter", Newsletter())
+app.add_route("/contact", Form("contact", work.contact))
+app.add_route("/newsletter", Form("newsletter", work.newsletter))
 app.add_route("/hits", Hits())
 app.add_route("/hits.svg", Badge())
 app.add_route("/health", Health())

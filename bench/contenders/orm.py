@@ -1,80 +1,30 @@
 """SQLAlchemy's models and the work through its session, for Flask and FastAPI alike."""
 
 import work
-from sqlalchemy import event, select
+from sqlalchemy import Float, Integer, String, event, select
 from sqlalchemy.dialects.sqlite import insert
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import DeclarativeBase, mapped_column
 
 
 class Base(DeclarativeBase):
     pass
 
 
-class Message(Base):
-    __tablename__ = "message"
-    id: Mapped[str] = mapped_column(primary_key=True)
-    received_at: Mapped[float]
-    name: Mapped[str]
-    email: Mapped[str]
-    subject: Mapped[str]
-    message: Mapped[str]
-    page: Mapped[str]
-    client: Mapped[str]
+KINDS = {"": String, "a": Integer, "f": Float, "i": Integer}
 
 
-class Receipt(Base):
-    __tablename__ = "receipt"
-    key: Mapped[str] = mapped_column(primary_key=True)
-    message_id: Mapped[str]
-    expires_at: Mapped[float]
+def model(name, keys, others):
+    """Make the class that one would write out, a line for each column."""
+    made = {"__tablename__": name.lower()}
+    for column in f"{keys} {others}".split():
+        field, _, kind = column.partition(":")
+        made[field] = mapped_column(KINDS[kind], primary_key=column in keys.split())
+    return type(name, (Base,), made)
 
 
-class Delivery(Base):
-    __tablename__ = "delivery"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    kind: Mapped[str]
-    ref: Mapped[str]
-    created_at: Mapped[float]
-    due_at: Mapped[float | None]
-
-
-class Subscriber(Base):
-    __tablename__ = "subscriber"
-    id: Mapped[str] = mapped_column(primary_key=True)
-    mailbox: Mapped[str]
-    email: Mapped[str]
-    name: Mapped[str]
-    page: Mapped[str]
-    client: Mapped[str]
-    asked_at: Mapped[float]
-
-
-class Tally(Base):
-    __tablename__ = "tally"
-    name: Mapped[str] = mapped_column(primary_key=True)
-    period: Mapped[str] = mapped_column(primary_key=True)
-    n: Mapped[int]
-
-
-class Page(Base):
-    __tablename__ = "page"
-    page: Mapped[str] = mapped_column(primary_key=True)
-    hits: Mapped[int]
-    visitors: Mapped[int]
-
-
-class Hit(Base):
-    __tablename__ = "hit"
-    page: Mapped[str] = mapped_column(primary_key=True)
-    day: Mapped[str] = mapped_column(primary_key=True)
-    hits: Mapped[int]
-    visitors: Mapped[int]
-
-
-class Visitor(Base):
-    __tablename__ = "visitor"
-    day: Mapped[str] = mapped_column(primary_key=True)
-    hash: Mapped[str] = mapped_column(primary_key=True)
+Message, Receipt, Delivery, Subscriber, Tally, Page, Hit, Visitor = (
+    model(name, *columns) for name, columns in work.TABLES.items()
+)
 
 
 def sync_each_commit(engine):

@@ -30,6 +30,17 @@ FIELDS = {"name": 200, "email": 254, "subject": 200, "message": 10_000}
 EMAIL = re.compile(r"[^@\s]{1,64}@[^@\s]+\.[^@\s]+")
 CRAWLERS = re.compile(r"bot\b|crawl|spider|slurp|monitor|uptime|lighthouse", re.I)
 BADGE = Path(__file__).with_name("badge.svg").read_text().strip()
+# What the models of Peewee and SQLAlchemy are made of: keys, then other columns.
+TABLES = {
+    "Message": ("id", "received_at:f name email subject message page client"),
+    "Receipt": ("key", "message_id expires_at:f"),
+    "Delivery": ("id:a", "kind ref created_at:f due_at:f"),
+    "Subscriber": ("id", "mailbox email name page client asked_at:f"),
+    "Tally": ("name period", "n:i"),
+    "Page": ("page", "hits:i visitors:i"),
+    "Hit": ("page day", "hits:i visitors:i"),
+    "Visitor": ("day hash", ""),
+}
 KEY = hashlib.sha256(DATABASE.encode()).digest()  # the same for all workers
 
 
