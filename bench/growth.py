@@ -200,6 +200,8 @@ class Requests:
         if case in READS:
             page = f"/pages/{random.randrange(max(1, self.pages))}"
             more = AS_OWNER if case in ("desk", "health-owner") else {}
+            if case == "site-chart":  # few are drawn for one client
+                more = {"X-Forwarded-For": f"10.9.{random.getrandbits(8)}.9"}
             return "GET", READS[case].format(page=page), None, more
         if case == "hit":
             page = f"/pages/{random.randrange(max(1, self.pages))}"

@@ -162,7 +162,9 @@ WRITES = {
     "hit": ("page", "hit"),
     "isso-post": ("comments",),
 }
-COUNT = {"page": "sum(hits)", "hit": "sum(hits)"}
+# Of hits each table's sum, without that of the whole site.
+HITS = "SELECT sum(hits) FROM {} WHERE page <> '*'"
+COUNT = {"page": HITS, "hit": HITS}
 
 
 @dataclass
@@ -240,7 +242,9 @@ class Service:
     def rows(self, *tables: str) -> dict[str, int]:
         """Count rows as another process sees them, thus what was committed."""
         return {
-            t: int(query(self.database, f"SELECT {COUNT.get(t, 'count(*)')} FROM {t}"))
+            t: int(
+                query(self.database, COUNT.get(t, "SELECT count(*) FROM {}").format(t))
+            )
             for t in tables
         }
 
