@@ -45,7 +45,7 @@ COLUMNS = {
 CHUNK = 64 * 1024
 PROBE_SECONDS = 5
 MAIL_SECONDS = 5  # that Mailjet may take for all that the doctor asks
-TEST_SENT = marked("A test mail is on its way to MAIL_TO.")
+TEST_SENT = marked("A test email is on its way to MAIL_TO.")
 LATE_SECONDS = 3600  # after which a mail that waits is late
 
 
@@ -321,10 +321,10 @@ class Checkup:
                 "to": f"{to.email.partition('@')[0] if to else ''}@…",
                 "reason": reason,
             }
-            message = self._language.count(
-                "%(n)s mail did not arrive at %(to)s: %(reason)s. Your message is "
+            message = self._language.plural(
+                "%(n)s email did not arrive at %(to)s: %(reason)s. Your message is "
                 "safe: read it on /desk, then mend MAIL_TO.",
-                "%(n)s mails did not arrive at %(to)s: %(reason)s. Your messages are "
+                "%(n)s emails did not arrive at %(to)s: %(reason)s. Your messages are "
                 "safe: read them on /desk, then mend MAIL_TO.",
                 count,
                 **values,
@@ -335,10 +335,10 @@ class Checkup:
         url = {"url": self._settings.public_url}
         if self._settings.public_url.startswith("https://"):
             return Check(
-                "public_url", True, marked("Mailed links lead to %(url)s."), url
+                "public_url", True, marked("Links in emails lead to %(url)s."), url
             )
         message = marked(
-            "Mailed links lead to %(url)s: set PUBLIC_URL to this service's https "
+            "Links in emails lead to %(url)s: set PUBLIC_URL to this service's https "
             "address."
         )
         return Check("public_url", False, message, url)

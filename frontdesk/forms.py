@@ -392,7 +392,7 @@ class _Reading:
             self.error("TYPE_EMAIL", name, _NO_ADDRESS)
         else:
             missing = "EMPTY" if name in self.values else "MISSING"
-            ask = marked("Please give your e-mail address.")
+            ask = marked("Please give your email address.")
             self.error(f"REQUIRED_FIELD_{missing}", name, ask)
 
     def error(self, code: str, name: str, message: str, **values: object) -> None:
@@ -553,7 +553,7 @@ _TEXT = ("message", "details")
 _COLUMNS = frozenset(
     (*_ADDRESS, *_TEXT, "name", "first", "last", "nickname", "subject")
 )
-_NO_ADDRESS = marked("This is not a valid e-mail address.")
+_NO_ADDRESS = marked("This is not a valid email address.")
 _TOO_LONG = marked("At most %(most)s characters, please.")
 # @, %email%, {{email}}, ${email}, [email], <email>, *|EMAIL|*
 _TEMPLATE = re.compile(r"@|%.*%|[$#]?\{.*\}|\[.*\]|<.*>|\*\|.*\|\*", re.DOTALL)

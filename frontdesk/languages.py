@@ -68,7 +68,7 @@ class Language:
         translated = self.catalog.gettext(message) if message else ""
         return translated % self._shown(values) if values else translated
 
-    def count(self, one: str, many: str, n: int, **values: object) -> str:
+    def plural(self, one: str, many: str, n: int, **values: object) -> str:
         """Return the sentence for a number, which is the placeholder %(n)s in it."""
         translated = self.catalog.ngettext(one, many, n)
         return translated % self._shown({"n": n, **values})

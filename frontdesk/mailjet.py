@@ -86,7 +86,7 @@ class LogTransport:
     def check(self, settings: Settings, links: Links) -> Iterator[Check]:
         """Yield what is missing."""
         message = marked(
-            "Mails are written to the log: set MJ_APIKEY_PUBLIC, MJ_APIKEY_PRIVATE, "
+            "Emails are written to the log: set MJ_APIKEY_PUBLIC, MJ_APIKEY_PRIVATE, "
             "MAIL_FROM and MAIL_TO."
         )
         yield Check("mail", False, message)
@@ -295,7 +295,7 @@ def _registered(rows: list[dict[str, Any]], links: Links) -> Check:
             "Mailjet does not tell us of these events: %(types)s. POST /doctor."
         )
         return Check("events", False, message, {"types": ", ".join(missing)})
-    return Check("events", True, marked("Mailjet tells us what becomes of mails."))
+    return Check("events", True, marked("Mailjet tells us what becomes of emails."))
 
 
 # --- what went wrong -------------------------------------------------------------

@@ -282,11 +282,11 @@ def _legend(
     pages: Pages, frame: Frame, bars: list[Bar]
 ) -> list[tuple[str, float, str, float]]:
     """Place the sums: (class, x, text, width); right-aligned, or below the heading."""
-    count = pages.language.count
+    plural = pages.language.plural
     hits, visitors = sum(bar.hits for bar in bars), sum(bar.visitors for bar in bars)
     texts = {
-        "hits": count("%(n)s hit", "%(n)s hits", hits),
-        "visitors": count("%(n)s visitor", "%(n)s visitors", visitors),
+        "hits": plural("%(n)s hit", "%(n)s hits", hits),
+        "visitors": plural("%(n)s visitor", "%(n)s visitors", visitors),
     }
     widths = {name: _px(text, 12) for name, text in texts.items()}
     x = 32.0 if frame.narrow else 704 - 36 - sum(widths.values())

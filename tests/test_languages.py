@@ -289,7 +289,7 @@ def test_a_regions_catalog_comes_before_its_languages(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("n, text", [(1, "1 hit"), (0, "0 hits"), (2000, "2,000 hits")])
 def test_plurals_follow_the_number(n: int, text: str) -> None:
-    assert Language("en").count("%(n)s hit", "%(n)s hits", n) == text
+    assert Language("en").plural("%(n)s hit", "%(n)s hits", n) == text
 
 
 def test_one_catalog_is_read_and_only_when_a_sentence_is_needed() -> None:
