@@ -230,6 +230,10 @@ class _Reader:
             workers=self.read("WEB_CONCURRENCY", _whole(1, 64), 1),
             threads=self.read("WEB_THREADS", _whole(1, 64), Settings.threads),
         )
+        return self.checked(settings)
+
+    def checked(self, settings: Settings) -> Settings:
+        """Return the settings; raises SettingsError with all that is wrong."""
         self.check_mail(settings)
         self.check_secret()
         self.check_sqlite(settings)
