@@ -31,7 +31,8 @@ from frontdesk.database import current, execute
 from frontdesk.limits import LimitsFile
 from frontdesk.links import Links
 from frontdesk.settings import Settings, Window, sqlite_path
-from models import DIGEST_ITEMS, Verdict
+from frontdesk.spam import Verdict
+from models import DIGEST_ITEMS
 from tests.conftest import FULL, Clock, Desk, Mailbox
 
 FLOOD = 100_000 if FULL else 1_000
@@ -677,7 +678,7 @@ def test_a_flood_of_one_text_is_not_counted_to_its_end(desk: Desk) -> None:
     for i in range(230):
         models.Message.receive(
             {**text, "echo": "abc", "fields": {}, "client": address(i)},
-            Verdict(),
+            Verdict(0, []),
             keys={str(i): 600},
             now=desk.clock(),
         )

@@ -26,8 +26,9 @@ from frontdesk.database import (
 )
 from frontdesk.limits import RateLimits
 from frontdesk.settings import Window
+from frontdesk.spam import Verdict
 from frontdesk.tables import DAY, Setting, Tally, day_of, hour_of, prepare
-from models import Message, Receipt, Subscriber, Verdict
+from models import Message, Receipt, Subscriber
 from tests.conftest import NOON, ROOT, Clock, Desk, delete_limits
 
 SECONDS = 20  # bounds what only a failing test waits for
@@ -291,7 +292,9 @@ def test_of_many_equal_submissions_one_is_stored(desk: Desk) -> None:
     ids: list[str | None] = []
 
     def work(n: int) -> None:
-        ids.append(Message.receive(values, Verdict(), keys={"same": 600}, now=NOON))
+        ids.append(
+            Message.receive(values, Verdict(0, []), keys={"same": 600}, now=NOON)
+        )
 
     in_threads(8, work)
     assert len(ids) == 8
