@@ -30,7 +30,8 @@ from frontdesk.answers import (
     label,
     wants_html,
 )
-from frontdesk.database import StorageError, open_database
+from frontdesk.database import StorageError
+from frontdesk.deliveries import Delivery
 from frontdesk.forms import Contact as ContactForm
 from frontdesk.forms import Rejected
 from frontdesk.languages import marked
@@ -42,7 +43,8 @@ from frontdesk.outbox import Outbox
 from frontdesk.receipts import Receipt
 from frontdesk.resources import Resource, Service
 from frontdesk.settings import VERSION, Settings, Window
-from frontdesk.tables import keyed_hash, local_secret, prepare, to_json
+from frontdesk.start import or_end, ready_database, without_threads
+from frontdesk.tables import keyed_hash, local_secret, to_json
 from mail import CONFIRM_SECONDS, Composer, Events, handlers, told
 from middleware import (
     ClientAddress,
@@ -54,13 +56,14 @@ from middleware import (
     client_key,
     truncated,
 )
-from models import Delivery, Message, Subscriber, count_trapped
+from models import Message, Subscriber, count_trapped
 
 if TYPE_CHECKING:
     from frontdesk import spam
 
 DUPLICATE_BODY_SECONDS = 600
 IDEMPOTENCY_SECONDS = 86400
+DATABASE_SECONDS = 4  # that Postgres may take of a request, all statements together
 ASKED_SECONDS = (2, 86400)  # how old an answer to our own question may be
 
 
@@ -70,6 +73,7 @@ class Frontdesk(falcon.App):  # type: ignore[type-arg]
     service: Service
     # Else Falcon refuses the method WEBSOCKET before any middleware has run: 500.
     _META_METHODS = frozenset()
+    serves = False  # start the outbox with the first request of each process?
 
     @property
     def outbox(self) -> Outbox:
@@ -78,8 +82,11 @@ class Frontdesk(falcon.App):  # type: ignore[type-arg]
 
     def __call__(self, env: Any, start_response: Any) -> Iterable[bytes]:
         """Answer one request."""
-        self.service.database.enter()
-        return super().__call__(env, start_response)
+        self.service.database.enter(DATABASE_SECONDS)
+        if self.serves:
+            self.outbox.start()
+        parts = super().__call__(env, start_response)
+        return self.outbox.deliver_after(parts) if self.outbox.in_requests else parts
 
 
 def create_app(
@@ -90,20 +97,23 @@ def create_app(
 ) -> Frontdesk:
     """Return the service as a WSGI application, wired to its database.
 
-    settings: the environment's unless given. clock returns seconds since the epoch;
-    transport is where mails go.
+    settings: the environment's unless given. A server gives none: where it cannot
+    start, the process ends and says why, and the outbox starts with the first request.
+    Who gives some gets a SettingsError, and starts the outbox. clock returns seconds
+    since the epoch; transport is where mails go.
     """
-    settings = settings or Settings.from_environ(os.environ)
-    database = open_database(settings.database_url, settings.threads)
-    database.calendar = settings.calendar
-    prepare(database)
+    serves = settings is None
+    with or_end(serves):
+        settings = settings or Settings.from_environ(os.environ)
+        database = ready_database(settings)
     links = Links(settings.secret_keys or (local_secret(),), settings.public_url, clock)
     transport = transport or transport_for(settings)
     limits = Limits(RateLimits(database), policies(settings), clock)
     site = Site(settings)
     composer = Composer(settings, links, site.pages)
-    language = site.pages.language
-    checkup = owner.Checkup(settings, database, transport, links, language, clock)
+    checkup = owner.Checkup(
+        settings, database, transport, links, site.pages.language, clock
+    )
     letter = desk.Letter(settings, composer, checkup)
     outbox = Outbox(
         database,
@@ -111,6 +121,7 @@ def create_app(
         handlers(settings, composer, transport, letter=letter.compose),
         rounds=[letter.start, owner.Daily(settings, limits)],
         clock=clock,
+        in_requests=without_threads(settings),
     )
     middleware: list[Any] = [
         RequestLog(),
@@ -121,15 +132,9 @@ def create_app(
         Release(database),
     ]
     app = Frontdesk(middleware=middleware)
+    app.serves = serves
     app.service = Service(
-        settings=settings,
-        database=database,
-        limits=limits,
-        links=links,
-        transport=transport,
-        outbox=outbox,
-        site=site,
-        clock=clock,
+        settings, database, limits, links, transport, outbox, site, clock
     )
     set_up(app)
     database.close()  # it is opened again by whoever serves, after a fork perhaps

@@ -10,12 +10,13 @@ from falcon import Request, Response
 
 from frontdesk import forms
 from frontdesk.counter import Hit, Page
+from frontdesk.deliveries import Delivery
 from frontdesk.languages import marked
 from frontdesk.resources import Resource, Service
 from frontdesk.settings import Settings
 from frontdesk.tables import DAY
 from mail import Composer, told
-from models import Delivery, Message, Subscriber
+from models import Message, Subscriber
 from owner import Checkup
 
 MESSAGES = 25  # a page

@@ -7,30 +7,16 @@ import sys
 from pathlib import Path
 
 from frontdesk.server import HAND_BACK_SECONDS, Threads, client_key
-from frontdesk.settings import Settings, SettingsError, sqlite_path
-
-
-def _stop(problems):
-    for problem in problems:
-        print(problem, file=sys.stderr)
-    sys.exit(1)
-
+from frontdesk.settings import Settings
+from frontdesk.start import or_end, ready_database
 
 if os.environ.pop("GUNICORN_CMD_ARGS", None):
     # These win over this file, and Render's own hold --preload (a thread and a SQLite
     # connection do not survive a fork) and --bind (whatever PORT says): start again.
     os.execv(sys.executable, sys.orig_argv)  # noqa: S606 # the command we came from
 
-try:
+with or_end():
     _settings = Settings.from_environ(os.environ)
-except SettingsError as error:
-    _stop(error.problems)
-
-_path = sqlite_path(_settings.database_url)
-if _path is not None:
-    # peewee would import the Postgres driver whenever it is installed: 150 ms, 12 MB.
-    sys.modules["psycopg"] = None
-from frontdesk.database import StorageError, open_database  # noqa: E402
 
 
 class worker_class(Threads):  # a setting of gunicorn's
@@ -63,19 +49,12 @@ if Path("/dev/shm").is_dir():  # noqa: S108 # gunicorn's own advice
 
 def on_starting(server):
     """Make or update the schema before any worker starts."""
-    try:
-        database = open_database(_settings.database_url)
-        database.migrate()
-        database.close()
-    except (OSError, *StorageError) as error:
-        reason = str(error).partition("\n")[0]
-        _stop(
-            [f"DATABASE_URL: cannot use {_path or 'the Postgres database'}: {reason}"]
-        )
+    with or_end():
+        ready_database(_settings).close()
 
 
 def post_worker_init(worker):
-    """Log to standard output, and start delivering."""
+    """Log to standard output; deliver what is left over before the first request."""
     logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s")
     # Nobody reads these of a record (see "Optimization" in logging's documentation).
     logging._srcfile = None

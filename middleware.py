@@ -284,17 +284,18 @@ class Owner:
     def _check(self, req: Request, token: str) -> None:
         """Compare the token; raises Rejected (401, 429).
 
-        A failure spends the client's limit, and over it nothing is compared: else 429
-        for a wrong token and 200 for the right one would still tell them apart.
+        Each request spends the client's limit, and only the right token gets it back:
+        of many at once no more are compared than are allowed. Over the limit nothing
+        is compared: 429 for a wrong token and 200 for the right one would tell.
         """
         client = client_key(req.context.client)
-        allowance = self._limits.take("admin", client, spend=False)
+        allowance = self._limits.take("admin", client)
         if allowance is not None and not allowance.allowed:
             raise too_many(allowance.retry_after)
         if hmac.compare_digest(_given_token(req).encode(), token.encode()):
             req.context.is_owner = True
+            self._limits.give_back("admin", client)
             return
-        self._limits.take("admin", client)
         raise error(
             falcon.HTTP_401,
             "UNAUTHORIZED",

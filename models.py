@@ -12,16 +12,18 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from peewee import BigAutoField, BooleanField, DoubleField, IntegerField, TextField, fn
+from peewee import BooleanField, DoubleField, IntegerField, TextField, fn
 
 from frontdesk.counter import ALL_PAGES, Hit, Page, Visitor, rotate_salt
 from frontdesk.database import current, execute, insert, transaction
+from frontdesk.deliveries import Delivery
 from frontdesk.lessons import Lesson
 from frontdesk.mailboxes import folded
 from frontdesk.quotas import count_unmailed, spend_mail
 from frontdesk.receipts import Receipt
 from frontdesk.tables import (
     DAY,
+    SKEW,
     UNLIMITED,
     Setting,
     Table,
@@ -35,6 +37,7 @@ from frontdesk.tables import (
     midnight,
     new_id,
     to_json,
+    trusted,
 )
 
 if TYPE_CHECKING:
@@ -534,7 +537,8 @@ class Subscriber(Table):
         self, email: str, client: str, now: float, mails_per_day: int
     ) -> bool:
         """Queue a confirmation mail, and tell whether there was one left to spend."""
-        mailed = [t for t in json.loads(self.mailed) if t > now - CONFIRM_WINDOW]
+        earliest, latest = now - CONFIRM_WINDOW, now + SKEW
+        mailed = [t for t in json.loads(self.mailed) if earliest < t <= latest]
         if len(mailed) >= CONFIRM_PER_WINDOW:
             return False
         if mailed and mailed[-1] > now - CONFIRM_HOURLY:
@@ -577,112 +581,6 @@ def count_trapped(now: float) -> None:
 def mailbox_key(email: str) -> str:
     """Return the keyed hash that spellings of one mailbox share."""
     return keyed_hash("mailbox", folded(email))
-
-
-# --- outbox ----------------------------------------------------------------------
-
-
-class Delivery(Table):
-    """One thing that Mailjet is to be told; the row is gone once it has been.
-
-    due_at doubles as the lease: claiming a row moves it into the future, and whoever
-    dies with it leaves it to the others then. NULL: dead, kept for the owner.
-    """
-
-    id = BigAutoField()
-    kind = TextField()  # contact, confirm, digest, list or test
-    ref = TextField()  # message id, subscriber id, time of digest or address
-    created_at = DoubleField()
-    due_at = DoubleField(null=True)
-    attempts = IntegerField(default=0)
-    lease = TextField(null=True)
-    error = TextField(null=True)
-
-    @staticmethod
-    @transaction
-    def add(kind: str, ref: str, now: float, due_at: float | None = None) -> None:
-        """Queue a delivery, in the transaction of what causes it."""
-        # One that is for tomorrow is no backlog: its time counts from then.
-        due_at = now if due_at is None else due_at
-        row = {"kind": kind, "ref": ref, "created_at": due_at, "due_at": due_at}
-        insert("delivery", {**row, "attempts": 0})
-
-    @classmethod
-    @transaction
-    def add_letter(cls, period: str, now: float) -> None:
-        """Queue the owner's letter with the first sign of life of a period.
-
-        A service that has just been set up has nothing to tell: its first period only
-        is remembered.
-        """
-        is_first = Tally.last("letters", period) == ""
-        if Tally.spend("letters", period, 1) and not is_first:
-            cls.add("letter", period, now)
-
-    @classmethod
-    @transaction
-    def claim(cls, now: float, seconds: float) -> Delivery | None:
-        """Lease the delivery that is due for longest, or return None.
-
-        The outer condition repeats the inner one: on Postgres two claimants may pick
-        the same row, and the second finds it no longer due.
-        """
-
-        lease = secrets.token_hex(8)
-        row = execute(
-            "UPDATE delivery SET due_at = ?, attempts = attempts + 1, lease = ? "
-            "WHERE id = (SELECT id FROM delivery WHERE due_at <= ? "
-            "ORDER BY due_at, created_at LIMIT 1) AND due_at <= ? "
-            "RETURNING id, kind, ref, created_at, attempts",
-            now + seconds,
-            lease,
-            now,
-            now,
-        ).fetchone()
-        if row is None:
-            return None
-        columns = ("id", "kind", "ref", "created_at", "attempts")
-        return cls(lease=lease, **dict(zip(columns, row, strict=True)))
-
-    @classmethod
-    def next_due(cls) -> float | None:
-        """Return when the next delivery is due, None when there is none."""
-        row = execute("SELECT min(due_at) FROM delivery").fetchone()
-        return None if row[0] is None else float(row[0])
-
-    @transaction
-    def done(self, now: float) -> None:
-        """Forget a delivery that was accepted."""
-
-        deleted = execute(
-            "DELETE FROM delivery WHERE id = ? AND lease = ?", self.id, self.lease
-        )
-        if deleted.rowcount and self.kind == "contact":
-            execute("UPDATE message SET mailed_at = ? WHERE id = ?", now, self.ref)
-
-    @transaction
-    def put_back(self, due_at: float | None, error: str, attempts: int) -> None:
-        """Try again at a time, or never (None); the lease is over."""
-
-        execute(
-            "UPDATE delivery SET due_at = ?, error = ?, attempts = ?, lease = NULL "
-            "WHERE id = ? AND lease = ?",
-            due_at,
-            error,
-            attempts,
-            self.id,
-            self.lease,
-        )
-
-    @classmethod
-    def summary(cls, now: float) -> dict[str, int]:
-        """Return how many wait, for how long the oldest, and how many are dead."""
-        waiting, oldest, dead = execute(
-            "SELECT count(due_at), min(CASE WHEN due_at IS NOT NULL THEN created_at "
-            "END), count(*) - count(due_at) FROM delivery"
-        ).fetchone()
-        age = 0 if oldest is None else max(0, int(now - oldest))
-        return {"waiting": waiting, "oldest_seconds": age, "dead": dead}
 
 
 # --- the owner's view and the daily round ----------------------------------------
@@ -770,7 +668,8 @@ def clean_up(now: float, retention_days: int) -> None:
 
 @transaction
 def _forget(now: float, retention_days: int) -> None:
-    Receipt.delete().where(Receipt.expires_at <= now).execute()
+    over = (Receipt.expires_at <= now) | (Receipt.expires_at > now + DAY + SKEW)
+    Receipt.delete().where(over).execute()
     unconfirmed = (
         Subscriber.asked_at < now - PENDING_SECONDS,
         Subscriber.confirmed_at.is_null(),
@@ -784,7 +683,7 @@ def _forget(now: float, retention_days: int) -> None:
     month_ago = day_of(now - PENDING_SECONDS)
     Tally.delete().where(Tally.period != "", Tally.period < month_ago).execute()
     if retention_days:
-        oldest = f"{int((now - retention_days * DAY) * 1000):012x}"
+        oldest = id_at(trusted("message", now) - retention_days * DAY)
         # What still waits to be mailed is kept until it has been.
         waiting = Delivery.select(Delivery.ref).where(
             Delivery.kind == "contact", Delivery.due_at.is_null(False)

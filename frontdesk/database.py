@@ -8,20 +8,26 @@ thread has entered, so that several applications may live in one process.
 from __future__ import annotations
 
 import fcntl
+import glob
+import logging
+import os
 import sqlite3
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import cache, partial, wraps
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any, ParamSpec, TypeVar
 
 from peewee import DatabaseError, InterfaceError, OperationalError, SqliteDatabase
 
+from frontdesk import without_psycopg
 from frontdesk.settings import sqlite_path
 from frontdesk.times import Calendar
+
+log = logging.getLogger("frontdesk")
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -44,6 +50,8 @@ SQLITE_PRAGMAS = {
 }
 TURN_SECONDS = 5  # that a write waits at most for the writes of other threads
 BUSY_SECONDS = 2.5  # that it then waits for another process that writes
+BRIEF_SECONDS = 0.1  # likewise, right after somebody has waited in vain
+MIGRATION_SECONDS = 3600  # that Postgres may take for one
 POSTGRES_LOCK = 7245114  # any number, the same in every version: who migrates holds it
 
 MIGRATIONS = Path(__file__).with_name("migrations")
@@ -108,8 +116,12 @@ class Database:
         self.hash_key = b""
         self.salt: tuple[str, bytes] = ("", b"")
 
-    def enter(self) -> None:
-        """Make this the database of the calling thread."""
+    def enter(self, seconds: float | None = None) -> None:
+        """Make this the database of the calling thread.
+
+        seconds: what a server may take for everything until the thread enters again;
+        after that its statements raise OperationalError. None: a few seconds for each.
+        """
         _entered.set(self)
 
     @property
@@ -132,6 +144,9 @@ class Database:
     def migrate(self) -> None:
         """Create or update the schema; of several who try at once, one does."""
         raise NotImplementedError
+
+    def check(self) -> None:
+        """Raise OperationalError where the file that was opened is gone."""
 
     def lock_name(self, name: str) -> None:
         """Within a transaction: keep others out who lock the same name."""
@@ -166,7 +181,8 @@ class Database:
             return False
 
     def _run_migrations(self) -> None:
-        from playhouse.migrations import Runner  # 12 ms, 2 MB: for a change only
+        with without_psycopg():
+            from playhouse.migrations import Runner  # 12 ms, 2 MB: for a change only
 
         Runner(self.engine, str(MIGRATIONS)).up()
 
@@ -198,6 +214,7 @@ class SqliteEngine(SqliteDatabase):
             str(path), thread_safe=False, check_same_thread=False, **options
         )
         self._here = threading.local()
+        self._in_vain = False  # has the last write waited for another process?
 
     def connection(self) -> Any:
         """Return this thread's connection; within writing(), the writer."""
@@ -219,7 +236,7 @@ class SqliteEngine(SqliteDatabase):
         before it writes cannot wait for it (SQLITE_BUSY_SNAPSHOT).
         """
         writer: Any = self._writer.connection()  # type: ignore[no-untyped-call]
-        writer.execute("BEGIN IMMEDIATE")
+        self._begin(writer)
         self._here.writer = writer
         try:
             yield
@@ -233,6 +250,22 @@ class SqliteEngine(SqliteDatabase):
             raise
         finally:
             self._here.writer = None
+
+    def _begin(self, writer: Any) -> None:
+        # Who comes after a wait in vain waits briefly: else all threads would stand
+        # here, one after the other, and nobody would serve the pages.
+        try:
+            writer.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            self._wait_for_others(writer, BRIEF_SECONDS)
+            raise
+        if self._in_vain:
+            self._wait_for_others(writer, BUSY_SECONDS)
+
+    def _wait_for_others(self, writer: Any, seconds: float) -> None:
+        self._in_vain = seconds == BRIEF_SECONDS
+        with suppress(sqlite3.Error):
+            writer.execute(f"PRAGMA busy_timeout = {int(seconds * 1000)}")
 
     def close_all(self) -> None:
         """Close this thread's connection and the writer."""
@@ -330,6 +363,8 @@ class SqliteFile(Database):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
+        self._file: tuple[int, int] | None = None  # the one that was opened
+        self._is_lost = False
         self.use(SqliteEngine(path))
 
     def use(self, engine: SqliteEngine) -> None:
@@ -347,17 +382,45 @@ class SqliteFile(Database):
 
     def write(self, work: Callable[[], T]) -> T:
         """Run a function in a transaction that it may share with other threads'."""
+        self.check()
         return self._commit(work)
+
+    def check(self) -> None:
+        """Raise OperationalError where the path leads to no file, or to another one.
+
+        What would be written to the old one is gone with the process.
+        """
+        if self._file in (None, _identity(self.path)):
+            return
+        if not self._is_lost:
+            self._is_lost = True
+            log.error("%s was deleted or replaced: restart the service", self.path)
+        raise OperationalError("not the file that was opened")
 
     def migrate(self) -> None:
         """Create or update the schema under a file lock.
 
         The lock also covers the switch to WAL, which the busy timeout does not.
         """
-        with file_lock(self.path.with_name(self.path.name + "-lock")):
+        with file_lock(self._beside("-lock")):
+            self._delete_left_overs()
             self.engine.connect(reuse_if_open=True)
             if not self._is_current():
                 self._run_migrations()
+            for part in (self.path, self._beside("-wal"), self._beside("-shm")):
+                with suppress(OSError):  # not there, or somebody else's
+                    part.chmod(0o600)
+            self._file = _identity(self.path)
+
+    def _beside(self, suffix: str) -> Path:
+        return self.path.with_name(self.path.name + suffix)
+
+    def _delete_left_overs(self) -> None:
+        """Delete the copies of processes that were killed; who lives holds a lock."""
+        for copy in self.path.parent.glob(f"{glob.escape(self.path.name)}-backup-*"):
+            with suppress(OSError), copy.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                copy.unlink()
 
     def close(self) -> None:
         """Close this thread's connection and the writer.
@@ -381,22 +444,35 @@ class SqliteFile(Database):
 
     @contextmanager
     def backup(self) -> Iterator[Path]:
-        """Yield a consistent copy of the file.
+        """Yield a consistent copy of the file, made beside it.
 
         VACUUM INTO reads one snapshot and keeps no writer waiting.
         """
-        with tempfile.TemporaryDirectory(prefix="frontdesk-") as folder:
-            copy = Path(folder) / "backup.sqlite3"
-            self.execute("VACUUM INTO ?", str(copy))
-            yield copy
+        prefix = f"{self.path.name}-backup-"
+        with NamedTemporaryFile(prefix=prefix, dir=self.path.parent) as copy:
+            fcntl.flock(copy, fcntl.LOCK_EX)  # see _delete_left_overs()
+            self.execute("VACUUM INTO ?", copy.name)
+            yield Path(copy.name)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)  # noqa: PTH116 # at each write: Path.stat() costs more
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 @contextmanager
 def file_lock(path: Path) -> Iterator[None]:
-    """Keep out every other process that locks the same file."""
-    with path.open("w") as lock:
+    """Keep out every other process that locks the same file; a link is refused."""
+    flags = os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+    lock = os.open(path, flags, 0o600)
+    try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(lock)
 
 
 # --- Postgres --------------------------------------------------------------------
@@ -410,22 +486,15 @@ class PostgresServer(Database):
     def __init__(self, url: str, threads: int) -> None:
         super().__init__()
         # psycopg takes 150 ms and 12 MB: it is loaded for Postgres only.
-        from playhouse.pool import PooledPostgresqlDatabase
+        from frontdesk.postgres import Pool, patience
 
-        # A connection for each thread, the outbox and one to spare.
-        self.engine = PooledPostgresqlDatabase(
-            url.replace("postgres://", "postgresql://", 1),  # peewee knows only this
-            prefer_psycopg3=True,
-            max_connections=threads + 2,
-            stale_timeout=300,
-            timeout=10,
-            connect_timeout=3,
-            # A host that vanished is noticed: all threads wait behind who asks first.
-            keepalives_idle=30,
-            keepalives_interval=5,
-            keepalives_count=3,
-            tcp_user_timeout=10_000,  # ms
-        )
+        self.engine = Pool(url, threads)
+        self._patience = patience
+
+    def enter(self, seconds: float | None = None) -> None:
+        """Make this the database of the calling thread, with a deadline."""
+        super().enter()
+        self._patience.set(seconds)
 
     def execute(self, sql: str, *params: object) -> Any:
         """Run one statement; psycopg's own mark for a parameter is %s."""
@@ -445,7 +514,8 @@ class PostgresServer(Database):
         self.engine.connect(reuse_if_open=True)
         if self._is_current():
             return
-        with self.engine.atomic():
+        with self._patience.for_seconds(MIGRATION_SECONDS), self.engine.atomic():
+            self.execute("SET LOCAL lock_timeout = 0; SET LOCAL statement_timeout = 0")
             self.execute("SELECT pg_advisory_xact_lock(?)", POSTGRES_LOCK)
             self._run_migrations()
 
@@ -457,7 +527,8 @@ class PostgresServer(Database):
         self.execute("SELECT pg_advisory_xact_lock(hashtext(?))", name)
 
     def release(self) -> None:
-        """Give this thread's connection back to the pool."""
+        """Give this thread's connection back to the pool; the deadline is over, too."""
+        self._patience.set(None)
         if not self.engine.is_closed():
             self.engine.close()
 

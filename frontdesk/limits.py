@@ -29,6 +29,10 @@ from frontdesk.settings import Window
 log = logging.getLogger("frontdesk")
 
 MICROS = 1_000_000  # tats are whole microseconds
+# A tat that lies further ahead than its window, and this much for clocks that differ,
+# comes from a clock that was wrong: it counts as over.
+SKEW = 10 * MICROS
+LONGEST = 86400 * MICROS  # of all windows
 MEMORY = Path("/dev/shm")  # noqa: S108 # storage in memory that processes share
 
 
@@ -90,11 +94,20 @@ class RateLimits:
         """Spend one request of each window that has some left, in one statement."""
         rows: list[object] = []
         most: list[object] = []
+        over: list[object] = []
         for key, window in keys.items():
             rows += key, micros + window.step
             most += key, micros + window.tolerance
+            over += key, micros + window.seconds * MICROS + SKEW
         sql = _spend_sql(len(keys))
-        return dict(self.execute(sql, *rows, micros, micros, *most).fetchall())
+        spent = self.execute(sql, *rows, micros, *most, micros, *most, *over)
+        return dict(spent.fetchall())
+
+    def give_back(self, key: str, windows: Sequence[Window]) -> None:
+        """Undo what take() has spent."""
+        keys = {f"{key} {window.seconds}": window for window in windows}
+        with self._alone:
+            self._give_back(keys, keys)
 
     def _give_back(self, keys: Mapping[str, Window], spent: Iterable[str]) -> None:
         """Undo what was spent of some windows where another had nothing left.
@@ -113,6 +126,8 @@ class RateLimits:
             sql = "SELECT tat FROM bucket WHERE key = ?"
             row = self.execute(sql, key).fetchone()
             tat = max(int(row[0]) if row else 0, micros)
+            if tat > micros + window.seconds * MICROS + SKEW:
+                tat = micros
             wait = max(wait, tat - window.tolerance - micros)
             left.append(_left(window, tat, micros))
         # A refusal stays one, even if it would pass by now.
@@ -123,7 +138,8 @@ class RateLimits:
         """Forget whoever is not limited any more, and the soonest of too many."""
         with self._alone:
             micros = int(now * MICROS)
-            self.execute("DELETE FROM bucket WHERE tat < ?", micros)
+            sql = "DELETE FROM bucket WHERE tat < ? OR tat > ?"
+            self.execute(sql, micros, micros + LONGEST + SKEW)
             count = self.execute("SELECT count(*) FROM bucket").fetchone()[0]
             if count > self.MAX_KEYS:
                 self.execute(
@@ -166,6 +182,11 @@ class Limits:
         allowance = self.take(policy, client)
         return allowance is None or allowance.allowed
 
+    def give_back(self, policy: str, client: str) -> None:
+        """Undo what take() has spent of a client's allowance."""
+        with suppress(*StorageError):
+            self.store.give_back(f"{policy} {client}", self._policies[policy])
+
     def headers(self, policy: str, allowance: Allowance) -> dict[str, str]:
         """Return RateLimit and RateLimit-Policy, as an IETF draft has them.
 
@@ -198,12 +219,12 @@ def _described(policy: str, windows: tuple[Window, ...]) -> tuple[list[str], str
 @cache
 def _spend_sql(windows: int) -> str:
     rows = ", ".join(["(?, ?)"] * windows)
-    most = " ".join(["WHEN ? THEN ?"] * windows)
+    bound = f"CASE bucket.key {' '.join(['WHEN ? THEN ?'] * windows)} END"
     return (
         f"INSERT INTO bucket (key, tat) VALUES {rows} ON CONFLICT (key) DO UPDATE "  # noqa: S608
-        "SET tat = CASE WHEN bucket.tat > ? THEN bucket.tat + excluded.tat - ? "
-        f"ELSE excluded.tat END WHERE bucket.tat <= CASE bucket.key {most} END "
-        "RETURNING key, tat"
+        f"SET tat = CASE WHEN bucket.tat > ? AND bucket.tat <= {bound} "
+        "THEN bucket.tat + excluded.tat - ? ELSE excluded.tat END "
+        f"WHERE bucket.tat <= {bound} OR bucket.tat > {bound} RETURNING key, tat"
     )
 
 
@@ -243,6 +264,8 @@ class LimitsFile:
         try:
             # Where several processes switch a file to WAL at once, some find it locked.
             with file_lock(self.path.with_suffix(".lock")):
+                for part in ("", "-wal", "-shm"):
+                    _refuse_a_trap(self.path.with_name(self.path.name + part))
                 self._engine.connect()
                 self.execute(
                     "CREATE TABLE IF NOT EXISTS bucket "
@@ -257,6 +280,15 @@ class LimitsFile:
     def close(self) -> None:
         """Close the connection."""
         self._engine.close()
+
+
+def _refuse_a_trap(path: Path) -> None:
+    """Raise OSError for a link, or a file that others have made or may change."""
+    with suppress(FileNotFoundError):
+        found = path.lstat()
+        ours = stat.S_ISREG(found.st_mode) and found.st_uid == os.getuid()
+        if not ours or found.st_mode & 0o077:
+            raise PermissionError(f"{path} is not this user's own")
 
 
 def private_folder(path: Path) -> Path | None:

@@ -10,10 +10,19 @@ from typing import Any, NamedTuple, Protocol
 
 from frontdesk.languages import marked
 from frontdesk.links import Links
-from frontdesk.outbox import KeysRefused, NoAnswer, Refused, TryLater
+from frontdesk.outbox import KeysRefused, NoAnswer, Refused, TryLater, seconds_left
 from frontdesk.settings import Settings
 
 TIMEOUT = (3, 10)  # seconds to connect, and between bytes
+
+
+def _timeout() -> tuple[float, float]:
+    """Return TIMEOUT, or less where a request waits for the end of the delivery."""
+    left = seconds_left()
+    if left is None:
+        return TIMEOUT
+    return min(TIMEOUT[0], max(0.1, left / 4)), min(TIMEOUT[1], max(0.1, left * 3 / 4))
+
 
 # "addnoforce" respects that somebody left the list at Mailjet before; who left here and
 # came back was put off it by our own "unsub", and has agreed anew.
@@ -119,6 +128,7 @@ class Mailjet:
             )
             client.session.mount("https://", SecureHTTPAdapter(max_retries=0))
             self._clients[version] = client
+        self._clients[version].config.timeout = _timeout()
         return self._clients[version]
 
     def send(self, message: dict[str, Any]) -> None:

@@ -6,11 +6,16 @@ each kind); how a handler can fail is said by the exceptions here.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import math
+import os
+import signal
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Protocol
 
 from frontdesk.database import Database, StorageError
@@ -25,9 +30,33 @@ REST = 9  # times the work of a delivery: a tenth of a core is its share
 MAX_REST = 0.1  # seconds, for who waits for the end
 QUIET = 1  # seconds without a visitor, after which no rest is needed
 PAUSE = 20  # seconds between tries while Mailjet refuses our keys
+ROUND_SECONDS = 60  # for the work of a round, on Postgres
 IDLE = 30  # seconds between looks for what another worker left due
 TROUBLE = 5  # seconds to wait when the database does not answer
 MAX_RETRY_AFTER = 3600
+STOP_SECONDS = 5  # for the delivery under way, at the process's end
+# Within a request (OUTBOX=request), after its answer:
+MOST_AT_ONCE = 5
+REQUEST_SECONDS = 5  # for all of them
+LAST_SECONDS = 2  # of which no new one is begun
+
+_until: ContextVar[float | None] = ContextVar("until", default=None)
+
+
+@contextmanager
+def within(seconds: float | None) -> Iterator[None]:
+    """Let all that is asked of others meanwhile take so long; None: no matter."""
+    token = _until.set(None if seconds is None else time.monotonic() + seconds)
+    try:
+        yield
+    finally:
+        _until.reset(token)
+
+
+def seconds_left() -> float | None:
+    """Return what within() leaves, None where it is no matter."""
+    until = _until.get()
+    return None if until is None else max(0.0, until - time.monotonic())
 
 
 class Refused(Exception):
@@ -74,6 +103,9 @@ class Queue(Protocol):
     def claim(self, now: float, seconds: float) -> Any:
         """Lease the delivery that is due for longest (a Claimed), or return None."""
 
+    def bring_forward(self, now: float) -> None:
+        """Make due what a clock that was ahead has put off for too long."""
+
     def next_due(self) -> float | None:
         """Return when the next delivery is due, None when there is none."""
 
@@ -82,7 +114,7 @@ Handler = Callable[[str], None]  # of what a delivery refers to
 
 
 class Outbox:
-    """Delivers what the database holds, in a thread of each worker.
+    """Delivers what the database holds: in a thread of each process, or in requests.
 
     Workers and machines share the rows by leases: who dies with one leaves it to the
     others when the lease ends.
@@ -91,6 +123,7 @@ class Outbox:
     it raises Refused, KeysRefused or TryLater.
     rounds: done after each drain (they know themselves how often there is work).
     sleep: how to rest for some seconds.
+    in_requests: no thread is ever started; see deliver_after().
     """
 
     def __init__(
@@ -101,7 +134,12 @@ class Outbox:
         rounds: Sequence[Callable[[float], None]] = (),
         clock: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
+        in_requests: bool = False,
     ) -> None:
+        self.in_requests = in_requests
+        self._look_at = 0.0  # of clock()
+        self._alone = threading.Lock()
+        self._pid = 0  # of the process that has the thread
         self._database = database
         self._queue = queue
         self._handlers = handlers
@@ -122,16 +160,30 @@ class Outbox:
 
     def nudge(self) -> None:
         """Say that something may be due."""
-        if self._clock() >= self.paused_until:
+        if not self.is_paused():
             self._wake.set()
 
+    def is_paused(self) -> bool:
+        """Tell whether nothing is tried, since Mailjet refuses our keys or is away."""
+        now = self._clock()
+        return now < self.paused_until <= now + PAUSE  # else the clock was wrong
+
     def start(self) -> None:
-        """Start delivering in the background; again is harmless."""
-        if self._thread is None:
-            self._thread = threading.Thread(
-                target=self._run, name="outbox", daemon=True
-            )
-            self._thread.start()
+        """Start delivering in the background; again is harmless.
+
+        A thread does not survive a fork: each process starts its own.
+        """
+        if self._pid == os.getpid() or self.in_requests or self._stopping:
+            return
+        with self._alone:
+            if self._pid != os.getpid():
+                self._wake = threading.Event()
+                self._thread = threading.Thread(
+                    target=self._run, name="outbox", daemon=True
+                )
+                self._thread.start()
+                atexit.register(self.stop, STOP_SECONDS)
+                self._pid = os.getpid()
 
     def stop(self, seconds: float) -> None:
         """Finish the delivery under way, or hand it back when that takes too long.
@@ -150,43 +202,76 @@ class Outbox:
                 held.put_back(self._clock(), "handed back", held.attempts - 1)
 
     def _run(self) -> None:
+        # uWSGI ends its workers in whichever thread the signal comes to: not this one.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         self._database.enter()
         while not self._stopping:
-            self._wake.clear()
-            try:
-                self.drain()
-                # After: a clean-up that fails must keep no mail waiting.
-                self.go_round()
-                wait = self._seconds_to_next()
-            except StorageError as error:
-                log.error("outbox: database trouble (%s)", type(error).__name__)
-                wait = TROUBLE
-            except Exception as error:
-                log.error("outbox: %s", place_of(error))
-                wait = IDLE
-            finally:
-                self._database.release()
+            wait = self._work()
             self._wake.wait(wait)
         self._database.hang_up()
 
+    def _work(self) -> float:
+        """Deliver what is due, go round; return how many seconds may pass then."""
+        self._wake.clear()
+        try:
+            self.drain()
+            # After: a clean-up that fails must keep no mail waiting.
+            self.go_round()
+            return self._seconds_to_next()
+        except StorageError as error:
+            log.error("outbox: database trouble (%s)", type(error).__name__)
+            return TROUBLE
+        except Exception as error:
+            log.error("outbox: %s", place_of(error))
+            return IDLE
+        finally:
+            self._database.release()
+
+    def deliver_after(self, parts: Iterable[bytes]) -> Iterable[bytes]:
+        """Return an answer whose close() delivers; a server calls it after the end."""
+        return _Delivering(parts, self)
+
+    def deliver_now(self) -> None:
+        """Deliver what is due within a request, for some seconds at most.
+
+        One thread of a process at a time: the others have visitors to serve.
+        """
+        now = self._clock()
+        if not self._wake.is_set() and self._look_at - IDLE <= now < self._look_at:
+            return
+        if self._alone.acquire(blocking=False):
+            try:
+                with within(REQUEST_SECONDS):
+                    self._look_at = now + self._work()
+            finally:
+                self._alone.release()
+
     def _seconds_to_next(self) -> float:
         now = self._clock()
-        due = max(self._queue.next_due() or now + IDLE, self.paused_until)
+        due = self._queue.next_due() or now + IDLE
+        if self.is_paused():
+            due = max(due, self.paused_until)
         return min(max(due - now, 0.0), IDLE)
 
     def go_round(self) -> None:
         """Do what is to be done from time to time."""
-        self._database.enter()
+        self._database.enter(seconds_left() or ROUND_SECONDS)
         for work in self._rounds:
             work(self._clock())
 
+    def _has_time(self, done: int) -> bool:
+        left = seconds_left()
+        return left is None or (left > LAST_SECONDS and done < MOST_AT_ONCE)
+
     def drain(self) -> None:
-        """Deliver everything that is due."""
+        """Deliver everything that is due, or what within() leaves time for."""
         self._database.enter()
-        while not self._stopping:
+        self._queue.bring_forward(self._clock())
+        done = 0
+        while not self._stopping and self._has_time(done):
             # 1. Look whether anything is due, without a write.
             now, due_at = self._clock(), self._queue.next_due()
-            if now < self.paused_until or due_at is None or now < due_at:
+            if self.is_paused() or due_at is None or now < due_at:
                 return
             # 2. Lease the oldest; another worker may have been faster.
             delivery = self._queue.claim(now, LEASE)
@@ -197,8 +282,10 @@ class Outbox:
             started = time.thread_time()
             self._deliver(delivery)
             self._holding = None
+            done += 1
             # 4. Rest while there are visitors: they share the interpreter's lock.
-            if time.monotonic() - self._visitor_at < QUIET:
+            visited = time.monotonic() - self._visitor_at < QUIET
+            if visited and not self.in_requests:
                 self._sleep(min(REST * (time.thread_time() - started), MAX_REST))
 
     def _deliver(self, delivery: Claimed) -> None:
@@ -235,3 +322,22 @@ class Outbox:
     def _bury(self, delivery: Claimed, reason: str) -> None:
         log.error("outbox: %s %s is dead, %s", delivery.kind, delivery.id, reason)
         delivery.put_back(None, reason, delivery.attempts)
+
+
+class _Delivering:
+    """An answer that delivers when it has been given (PEP 3333, close)."""
+
+    def __init__(self, parts: Iterable[bytes], outbox: Outbox) -> None:
+        self._parts = parts
+        self._outbox = outbox
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._parts)
+
+    def close(self) -> None:
+        """Close the answer itself, then deliver."""
+        try:
+            if hasattr(self._parts, "close"):
+                self._parts.close()
+        finally:
+            self._outbox.deliver_now()

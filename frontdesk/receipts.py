@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from peewee import DoubleField, TextField
 
 from frontdesk.database import execute, transaction
-from frontdesk.tables import Table
+from frontdesk.tables import SKEW, Table
 
 
 class Receipt(Table):
@@ -24,16 +24,18 @@ class Receipt(Table):
     @transaction
     def claim(key: str, message_id: str, now: float, seconds: int) -> str:
         """Return the message that owns the key, this one if none does yet."""
+        over = "receipt.expires_at <= ? OR receipt.expires_at > ?"
         sql = (
-            "INSERT INTO receipt (key, message_id, expires_at) VALUES (?, ?, ?) "
+            "INSERT INTO receipt (key, message_id, expires_at) VALUES (?, ?, ?) "  # noqa: S608
             "ON CONFLICT (key) DO UPDATE SET "
-            "message_id = CASE WHEN receipt.expires_at <= ? "
+            f"message_id = CASE WHEN {over} "
             "THEN excluded.message_id ELSE receipt.message_id END, "
-            "expires_at = CASE WHEN receipt.expires_at <= ? "
+            f"expires_at = CASE WHEN {over} "
             "THEN excluded.expires_at ELSE receipt.expires_at END "
             "RETURNING message_id"
         )
-        row = execute(sql, key, message_id, now + seconds, now, now).fetchone()
+        span = (now, now + seconds + SKEW)
+        row = execute(sql, key, message_id, now + seconds, *span, *span).fetchone()
         return str(row[0])
 
     @classmethod
@@ -45,9 +47,10 @@ class Receipt(Table):
         marks = ", ".join("?" * len(keys))
         sql = (
             f"SELECT key, message_id FROM receipt WHERE key IN ({marks}) "  # noqa: S608
-            "AND expires_at > ?"
+            "AND expires_at > ? AND expires_at <= ?"
         )
-        known = dict(execute(sql, *keys, now).fetchall())
+        longest = max(keys.values(), default=0) + SKEW
+        known = dict(execute(sql, *keys, now, now + longest).fetchall())
         owner = next((known[key] for key in keys if key in known), None)
         if owner is not None and len(known) < len(keys):
             cls.claim_all(keys, owner, now)

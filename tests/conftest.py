@@ -339,9 +339,14 @@ class Server:
 
 
 @contextmanager
-def serving(folder: Path, wait: bool = True, **environ: str) -> Iterator[Server]:
-    """Run the Procfile's command on a free port with this environment only."""
-    command = (ROOT / "Procfile").read_text().removeprefix("web:").split()
+def serving(
+    folder: Path, wait: bool = True, command: str = "", **environ: str
+) -> Iterator[Server]:
+    """Run a server on a free port with this environment only.
+
+    command: the Procfile's unless given; {port} stands for the port.
+    """
+    command = command or (ROOT / "Procfile").read_text().removeprefix("web:")
     port = free_port()
     log_path = folder / f"server-{port}.log"
     env = {
@@ -352,7 +357,7 @@ def serving(folder: Path, wait: bool = True, **environ: str) -> Iterator[Server]
     }
     with log_path.open("wb") as log:
         process = subprocess.Popen(
-            command,
+            command.format(port=port).split(),
             cwd=ROOT,
             env=env,
             stdout=log,
@@ -387,7 +392,7 @@ def _wait_until_healthy(server: Server, seconds: float = 30) -> None:
 def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     """Start servers that end with the test; settings as keyword arguments."""
     with ExitStack() as stack:
-        yield lambda **env: stack.enter_context(serving(tmp_path, **env))
+        yield lambda **how: stack.enter_context(serving(tmp_path, **how))
 
 
 @pytest.fixture

@@ -506,7 +506,7 @@ def test_a_refused_backup_leaves_no_file_behind(
 ) -> None:
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
-    server = serve(ADMIN_TOKEN="another token")
+    server = serve(ADMIN_TOKEN="another owner's token")
     environ = {**os.environ, "DESK": server.url, "ADMIN_TOKEN": TOKEN}
     folder = tmp_path / "backups"
     folder.mkdir()

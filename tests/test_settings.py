@@ -48,7 +48,11 @@ def test_the_defaults_are_the_contracts() -> None:
     assert settings.confirm_mails_per_day == 100
     assert settings.trusted_hops == 0
     assert settings.client_ip_header is None
-    assert settings.contact_limit == (Window(5, 60), Window(30, 3600))
+    assert settings.contact_limit == (
+        Window(5, 60),
+        Window(30, 3600),
+        Window(100, 86400),
+    )
     assert settings.newsletter_limit == (Window(5, 60), Window(20, 3600))
     assert settings.hits_limit == (Window(120, 60),)
     assert settings.max_pages == 10_000
@@ -86,7 +90,7 @@ def test_the_defaults_are_the_contracts() -> None:
         ),
         ("MAILJET_LIST_ID", "123", "mailjet_list_id", "123"),
         ("CONFIRM_MAILS_PER_DAY", "0", "confirm_mails_per_day", 0),
-        ("ADMIN_TOKEN", "let me in", "admin_token", "let me in"),
+        ("ADMIN_TOKEN", "please let me in", "admin_token", "please let me in"),
         ("TRUSTED_HOPS", "2", "trusted_hops", 2),
         ("CLIENT_IP_HEADER", "Fly-Client-IP", "client_ip_header", "Fly-Client-IP"),
         ("CONTACT_LIMIT", "1/second", "contact_limit", (Window(1, 1),)),

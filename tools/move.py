@@ -17,7 +17,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))  # run as a file
 
 from frontdesk.database import Database, StorageError, open_database
-from models import TABLES, Delivery
+from frontdesk.deliveries import Delivery
+from models import TABLES
 
 ROWS = 500  # in memory at a time
 

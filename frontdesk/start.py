@@ -1,0 +1,75 @@
+"""How a process starts, whichever server it is, and what happens at its end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from frontdesk.database import Database, StorageError, open_database
+from frontdesk.settings import Settings, SettingsError, sqlite_path
+from frontdesk.tables import prepare
+
+# What gunicorn's workers end with where another try would end in the same way; with any
+# other status its master would start them again and again (Arbiter.WORKER_BOOT_ERROR).
+CANNOT_START = 3
+UNUSABLE: tuple[type[Exception], ...] = (OSError, *StorageError)
+
+
+@contextmanager
+def or_end(serves: bool = True) -> Iterator[None]:
+    """End the process with a line for each problem, where a server cannot start.
+
+    serves: is it a server's? Else the SettingsError goes on.
+    """
+    try:
+        yield
+    except SettingsError as error:
+        if not serves:
+            raise
+        for problem in error.problems:
+            print(problem, file=sys.stderr, flush=True)
+        sys.exit(CANNOT_START)
+    if serves:
+        _end_by_sigterm()
+
+
+def ready_database(settings: Settings) -> Database:
+    """Return the database with its schema, entered by this thread.
+
+    Raises SettingsError where it cannot be used. All files are this user's only.
+    """
+    os.umask(0o077)
+    try:
+        database = open_database(settings.database_url, settings.threads)
+        database.calendar = settings.calendar
+        prepare(database)
+    except UNUSABLE as error:
+        what = sqlite_path(settings.database_url) or "the Postgres database"
+        reason = str(error).partition("\n")[0]
+        problem = f"DATABASE_URL: cannot use {what}: {reason}"
+        raise SettingsError([problem]) from error
+    return database
+
+
+def _end_by_sigterm() -> None:
+    """Let SIGTERM end the process as any other end, where the server leaves it alone.
+
+    Without a handler it ends without the functions that atexit knows, which hand back
+    what is being delivered. uWSGI and mod_wsgi have handlers that Python does not see.
+    """
+    if sys.modules.keys() & {"uwsgi", "mod_wsgi"}:
+        return
+    main = threading.current_thread() is threading.main_thread()
+    if main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
+def without_threads(settings: Settings) -> bool:
+    """Tell whether no thread of our own may run: in uWSGI it must be told so."""
+    uwsgi = sys.modules.get("uwsgi")
+    stopped = uwsgi and not {"enable-threads", "threads"} & {*uwsgi.opt}
+    return settings.outbox == "request" or bool(stopped)
