@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import falcon
 from falcon import Request, Response
 
-from frontdesk import forms
+from frontdesk import fields, forms
 from frontdesk.answers import label, succeed
 from frontdesk.database import transaction
 from frontdesk.languages import Language, marked
@@ -169,11 +169,16 @@ def _shown(message: Message, language: Language) -> list[tuple[str, str]]:
     extra = json.loads(message.fields)
     if layout := json.loads(message.layout):
         typed = forms.typed(layout, columns, extra)
-        return [(language.text(label(name)), text) for name, text in typed if text]
+        return [(_called(name, language), text) for name, text in typed if text]
     # A message of version 1: what it was called and where it stood was not kept.
     titles = dict(zip(columns, map(language.text, COLUMNS), strict=True))
     known = [(titles[name], text) for name, text in columns.items() if text]
     return [*known, *extra.items()]
+
+
+def _called(name: str, language: Language) -> str:
+    """Return a field's name as its site wrote it, or in words if we know them."""
+    return language.text(label(name)) if fields.meaning(name) else name
 
 
 COLUMNS = (marked("Name"), marked("Email"), marked("Subject"), marked("Message"))

@@ -313,7 +313,9 @@ class Owner:
         if site is not None:
             return site in ("same-origin", "none")
         origin = req.get_header("Origin")
-        return origin is None or origin_of(origin) == self._own_origin
+        if origin is None or req.method in ("GET", "HEAD"):
+            return True
+        return origin_of(origin) == self._own_origin
 
 
 def _given_token(req: Request) -> str:

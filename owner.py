@@ -331,9 +331,9 @@ class Checkup:
                 "reason": reason,
             }
             message = self._language.plural(
-                "%(n)s email did not arrive at %(to)s: %(reason)s. Your message is "
+                "%(n)s mail did not arrive at %(to)s: %(reason)s. Your message is "
                 "safe: read it on /desk, then mend MAIL_TO.",
-                "%(n)s emails did not arrive at %(to)s: %(reason)s. Your messages are "
+                "%(n)s mails did not arrive at %(to)s: %(reason)s. Your messages are "
                 "safe: read them on /desk, then mend MAIL_TO.",
                 count,
                 **values,

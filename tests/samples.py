@@ -19,21 +19,7 @@ MESSAGE: dict[str, Any] = {
     "reasons": ["3 links"],
     "delivered": False,
 }
-STORED: dict[str, Any] = {
-    "id": "1",
-    "received_at": "2025-11-22T14:20:00Z",
-    "name": "Ann Example",
-    "email": "ann@example.org",
-    "subject": "Opening hours",
-    "message": "Hello",
-    "fields": {"Company": "ACME & Sons"},
-    "page": "https://site.example/contact",
-    "spam_reasons": ["3 links"],
-    "held": False,
-    "mailed_at": "2025-11-22T14:20:03Z",
-    "delivery": None,
-    "delivery_reason": None,
-}
+STORED = {**MESSAGE, "id": "1", "state": "mailed", "why": ""}
 FORM: dict[str, Any] = {
     "action": "/contact",
     "multipart": False,
@@ -87,19 +73,20 @@ PAGES: dict[str, dict[str, Any]] = {
     },
     "desk.html": {
         "attention": ["1 x 1"],
-        "messages": [STORED, {**STORED, "id": "2", "held": True}],
+        "messages": [
+            STORED,
+            {**STORED, "id": "2", "state": "held"},
+            {**STORED, "id": "3", "state": "undelivered", "why": "user unknown"},
+        ],
         "older": "2",
         "subscribers": {"confirmed": 1234, "pending": 1, "left": 0},
         "newest": [
             {
                 "email": "ann@example.org",
                 "status": "pending",
-                "asked_at": "2025-11-22T14:20:00Z",
-                "confirmed_at": None,
-                "left_at": None,
+                "since": "22 November 2025",
             }
         ],
-        "chart": "<svg></svg>",
         "pages": [("/about", 1234, 56)],
         "is_sqlite": True,
     },
@@ -110,7 +97,30 @@ PAGES: dict[str, dict[str, Any]] = {
         "fields": [("token", "x")],
         "shown": [("Was", "Hi")],
     },
-    "error.html": {**DONE, "title": "1 x 1", "errors": ERRORS, "form": FORM},
+    "error.html": {
+        **DONE,
+        "title": "1 x 1",
+        "errors": ERRORS,
+        "form": FORM,
+        "advice": "5 x 5",
+    },
+    "doctor.html": {
+        "ok": False,
+        "checks": [
+            {"name": "mail", "ok": True, "message": "1 x 1"},
+            {"name": "disk", "ok": False, "message": "2 x 2"},
+        ],
+        "client": {"address": "203.0.113.1", "rule": "socket"},
+    },
+    "doctor-done.html": {"said": ["1 x 1", "2 x 2"]},
+}
+NUMBERS = {
+    "hits": 1234,
+    "visitors": 567,
+    "messages": 8,
+    "held": 2,
+    "undelivered": 1,
+    "subscribers": 3,
 }
 MAILS: dict[str, dict[str, Any]] = {
     "mail-contact.txt": {
@@ -119,6 +129,17 @@ MAILS: dict[str, dict[str, Any]] = {
         "maybe_spam": True,
     },
     "mail-confirm.txt": CONFIRM,
+    "mail-letter.txt": {
+        "monthly": True,
+        "first": "1 November 2025",
+        "last": "30 November 2025",
+        "this": NUMBERS,
+        "before": NUMBERS,
+        "most_seen": [("/about", 1234)],
+        "subscribers": 56,
+        "complaints": ["1 x 1"],
+        "desk_url": "https://desk.example/desk",
+    },
     "mail-digest.txt": {
         "items": [HELD, {**HELD, "subject": ""}],
         "more": 1,

@@ -277,6 +277,8 @@ def test_a_message_is_stored_with_time_page_and_reasons(desk: Desk) -> None:
         "spam_reasons": [],
         "held": False,
         "mailed_at": None,
+        "delivery": None,
+        "delivery_reason": None,
     }
     desk.clock.advance(60)
     desk.drain()

@@ -132,7 +132,7 @@ def test_mail_that_waits_for_an_hour_is_not_well(desk: Desk) -> None:
     desk.clock.advance(3600)
     ok, message = checks(desk.owner("GET", "/doctor"))["outbox"]
     assert not ok
-    assert "1 waiting, the oldest for 3600 seconds" in message
+    assert "1 waiting, the oldest for 3,600 seconds" in message
 
 
 def test_the_test_mail_goes_to_the_owner(desk: Desk) -> None:

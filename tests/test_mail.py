@@ -71,8 +71,8 @@ def test_the_owner_reads_the_whole_message(desk: Desk) -> None:
     assert mail["TrackOpens"] == mail["TrackClicks"] == "disabled"
     assert "HTMLPart" not in mail
     assert mail["TextPart"] == (
-        "Name: Ada Lovelace\n"
         "Email: ada@example.com\n"
+        "Name: Ada Lovelace\n"
         "Subject: An engine\n"
         "\n"
         "Message:\n"

@@ -60,7 +60,7 @@ def another_outbox(
     transport = transport or Mailbox()
     service = desk.app.service
     composer = Composer(desk.settings, service.links, service.site.pages)
-    hand_over = handlers(desk.settings, composer, transport)
+    hand_over = handlers(desk.settings, composer, transport, composer.test)
     rounds = [Daily(desk.settings, service.limits)]
     outbox = Outbox(
         service.database, Delivery, hand_over, rounds, desk.clock, **options

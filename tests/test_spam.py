@@ -35,7 +35,7 @@ def judge(message: str = HONEST, **known: Any) -> spam.Verdict:
 
 
 def reasons(message: str = HONEST, **known: Any) -> str:
-    return "\n".join(spam.readable(judge(message, **known).reasons, Language()))
+    return "\n".join(Language().sentences(judge(message, **known).reasons))
 
 
 def points(message: str = HONEST, **known: Any) -> int:
@@ -223,8 +223,8 @@ def test_blatant_spam_is_held_with_its_strongest_reasons() -> None:
 
 def test_reasons_survive_json_and_old_sentences_stay() -> None:
     kept = json.loads(json.dumps(judge("casino", echoes=3).reasons))
-    assert "came from 3 other clients" in spam.readable(kept, Language())[0]
-    assert spam.readable(["3 links"], Language()) == ["3 links"]
+    assert "came from 3 other clients" in Language().sentences(kept)[0]
+    assert Language().sentences(["3 links"]) == ["3 links"]
 
 
 def test_every_reason_is_a_plain_sentence_even_with_hostile_values() -> None:
