@@ -55,7 +55,7 @@ check: $(VENV)/dev
 messages: $(VENV)/dev
 	$(BIN)/python tools/formats.py
 	$(BIN)/pybabel --quiet extract --mapping frontdesk/locales/babel.cfg --output frontdesk/locales/frontdesk.pot \
-		--keywords marked --keywords plural:1,2 --sort-by-file --add-location file \
+		--keywords marked --keywords plural:1,2 --add-comments TRANSLATORS --sort-by-file --add-location file \
 		--project Frontdesk --version 1 --copyright-holder "the Frontdesk authors" \
 		--msgid-bugs-address https://github.com/frontdesk/frontdesk/issues \
 		*.py frontdesk

@@ -229,8 +229,10 @@ def too_many(retry_after: int) -> Rejected:
     return error(
         falcon.HTTP_429,
         "RATE_LIMITED",
-        f"Too many requests, please try again in {retry_after} seconds.",
+        # TRANSLATORS: any number; an abbreviation of seconds suits them all.
+        marked("Too many requests, please try again in %(seconds)s seconds."),
         {"Retry-After": str(retry_after)},
+        seconds=retry_after,
     )
 
 

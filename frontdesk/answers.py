@@ -84,6 +84,7 @@ class Site:
             folder=settings.template_dir,
             accent_color=settings.accent_color,
             logo_url=settings.logo_url,
+            zone=settings.calendar.zone,
         )
         self._allows = settings.origins.allows
         addresses = (settings.mail_to, settings.mail_from)

@@ -47,7 +47,7 @@ def heading(page: Page, text: str) -> None:
 
 
 def alert(page: Page, text: str) -> None:
-    expect(page.get_by_role("alert")).to_have_text(text)
+    expect(page.get_by_role("alert")).to_contain_text(text)
 
 
 def links_of(mail: dict[str, Any]) -> dict[str, str]:
@@ -81,7 +81,7 @@ def test_an_error_page_keeps_the_text_and_leads_on(
     text = 'First line\nsecond "line" <b>& more</b>  '
     write(tab.page, email="ada@example", message=text)
     heading(tab.page, "Almost there")
-    email = tab.page.get_by_label("Your email")
+    email = tab.page.get_by_label("Email")
     expect(email).to_be_focused()
     expect(email).to_have_value("ada@example")
     expect(email).to_have_attribute("aria-invalid", "true")
@@ -111,10 +111,10 @@ def test_a_corrected_form_lands_where_it_asked_at_first(
     for wrong in ("ada@example", "ada@@example.com"):
         # Chromium's own check would hold this one back.
         tab.page.locator("form").evaluate("form => form.noValidate = true")
-        tab.page.get_by_label("Your email").fill(wrong)
+        tab.page.get_by_label("Email").fill(wrong)
         tab.page.get_by_role("button", name="Send").click()
         heading(tab.page, "Almost there")
-    tab.page.get_by_label("Your email").fill("ada@example.com")
+    tab.page.get_by_label("Email").fill("ada@example.com")
     tab.page.get_by_role("button", name="Send").click()
     expect(tab.page).to_have_url(f"{site.url}/thanks.html")
     assert tab.complaints == []
@@ -126,11 +126,11 @@ def test_a_doubtful_form_is_asked_once_and_lands_where_it_asked(
     desk = open_desk()
     tab.page.goto(site.url)
     write(tab.page, message=DOUBTFUL)
-    heading(tab.page, "One last press")
+    heading(tab.page, "Are you a person?")
     expect(tab.page.get_by_text(DOUBTFUL)).to_be_visible()
     tab.page.wait_for_timeout(2100)  # the server's clock: a person takes that long
     assert desk.mailjet.requests == []
-    tab.page.get_by_role("button", name="Send").click()
+    tab.page.get_by_role("button", name="Yes, send it").click()
     expect(tab.page).to_have_url(f"{site.url}/thanks.html")
     mail = desk.mailjet.wait(1)[0].message
     assert DOUBTFUL in mail["TextPart"]
@@ -159,7 +159,7 @@ def test_a_form_over_the_limit_gets_a_page(
     for _ in range(2):
         tab.page.goto(site.url)
         write(tab.page)
-    alert(tab.page, "Too many requests, please try again in 3600 seconds.")
+    alert(tab.page, "Too many requests, please try again in 3,600 seconds.")
     tab.page.get_by_role("link", name="Back to Mara Lind").click()
     expect(tab.page).to_have_url(f"{site.url}/")
 
@@ -174,9 +174,11 @@ def test_newsletter_from_the_form_to_leaving(
     links = links_of(desk.mailjet.wait(1)[0].message)
 
     tab.page.goto(links["confirm"])
-    heading(tab.page, "Confirm your subscription")
+    heading(tab.page, "One more press")
     tab.page.get_by_role("button", name="Yes, sign me up").click()
     heading(tab.page, "You are signed up")
+    tab.page.goto(links["confirm"])
+    heading(tab.page, "You are signed up already")
     tab.page.get_by_role("link", name="Back to Mara Lind").click()
     expect(tab.page).to_have_url(f"{site.url}/")
 
@@ -186,7 +188,7 @@ def test_newsletter_from_the_form_to_leaving(
     heading(tab.page, "You have left the newsletter")
     tab.page.goto(links["confirm"])
     tab.page.get_by_role("button").click()
-    alert(tab.page, "This link does not work, or not any more.")
+    heading(tab.page, "This link does not work")
     assert tab.complaints == []
 
 
@@ -212,19 +214,26 @@ def test_every_page_is_accessible_in_every_look(
     page.goto(site.url)
     write(page, message=DOUBTFUL)
     audit(page, "ask")
+    page.get_by_role("button").click()
+    expect(page.get_by_role("status")).to_contain_text("Just a moment")
+    audit(page, "ask, too soon")
     page.goto(site.url)
     sign_up(page)
     audit(page, "signup thanks")
     links = links_of(desk.mailjet.wait(1)[0].message)
-    for path, name in (("/", "welcome"), ("/thanks", "thanks"), ("/no", "error")):
+    for path, name in (("/", "welcome"), ("/thanks", "thanks"), ("/no", "nothing")):
         page.goto(desk.url + path)
         audit(page, name)
     page.goto(links["not-me"])
     audit(page, "not me")
+    page.goto(f"{links['not-me']}x")
+    audit(page, "dead link")
     page.goto(links["confirm"])
     audit(page, "confirm")
     page.get_by_role("button").click()
     audit(page, "confirmed")
+    page.goto(links["confirm"])
+    audit(page, "confirmed already")
     page.goto(links["unsubscribe"])
     audit(page, "unsubscribe")
     page.get_by_role("button").click()
@@ -244,9 +253,9 @@ def test_every_page_is_accessible_in_every_look(
     export = page.request.get(f"{desk.url}/export/messages.json", headers=token)
     (message,) = [m for m in export.json() if m["held"]]
     page.goto(now.url("release", message["id"]))
-    audit(page, "release")
+    audit(page, "held")
     page.get_by_role("button").click()
-    audit(page, "released")
+    audit(page, "delivered")
     assert audit.findings == []
 
 
@@ -275,7 +284,7 @@ def test_a_corrected_form_lands_on_thanks_url(
     without_next(site)
     tab.page.goto(site.url)
     write(tab.page, email="ada@example")
-    tab.page.get_by_label("Your email").fill("ada@example.com")
+    tab.page.get_by_label("Email").fill("ada@example.com")
     tab.page.get_by_role("button", name="Send").click()
     expect(tab.page).to_have_url(f"{site.url}/thanks.html")
     assert tab.complaints == []
