@@ -114,7 +114,7 @@ class Letter:
             this=this,
             before=last,
             most_seen=Hit.most_seen(begins, ends, LETTER_PAGES),
-            subscribers=Subscriber.totals()["confirmed"],
+            subscribers=Subscriber.totals(),
             complaints=self._checkup.complaints(),
             desk_url=f"{self._settings.public_url}/desk",
         )

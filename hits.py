@@ -100,8 +100,11 @@ class Counted(Resource):
     def _is_local(self, req: Request, named: str) -> bool:
         """Tell whether a page is one that its owner is still building.
 
-        An origin that ALLOWED_ORIGINS lists counts wherever it is.
+        An origin that ALLOWED_ORIGINS lists counts wherever it is, and so does our own
+        welcome page, for which the browser vouches.
         """
+        if req.get_header("Sec-Fetch-Site") == "same-origin":
+            return False
         origin, referer = req.get_header("Origin"), req.get_header("Referer")
         for url in (origin, referer, named):
             if url and LOCAL.match(url) and not self._settings.origins.lists(url):

@@ -290,7 +290,7 @@ class Checkup:
         return [*found, Check("mail", False, late, values)]
 
     def _storage(self) -> Check:
-        values = {"size": f"{self._database.size() / 2**20:,.1f}"}
+        values = {"size": -(-self._database.size() // 2**20)}  # rounded up
         if not self._database.is_sqlite:
             return Check("database", True, marked("Postgres, %(size)s MB."), values)
         if not self._settings.ephemeral:
@@ -307,7 +307,7 @@ class Checkup:
         if path is not None:
             free = shutil.disk_usage(path.parent).free // 2**20
             message = marked("%(free)s MB free.")
-            yield Check("disk", free > 100, message, {"free": f"{free:,}"})
+            yield Check("disk", free > 100, message, {"free": free})
 
     def _schema(self) -> Check:
         version = self._database.schema_version()

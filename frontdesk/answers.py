@@ -175,7 +175,7 @@ class Site:
 
 def blocked(url: str) -> forms.Rejected:
     """Return the error of a page that may not send forms here."""
-    host = (origin_of(url) or "").partition("://")[2] or "This origin"
+    host = (origin_of(url) or "").partition("://")[2] or "?"
     return forms.error(
         falcon.HTTP_403,
         "BLOCKED",

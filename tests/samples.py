@@ -134,7 +134,7 @@ MAILS: dict[str, dict[str, Any]] = {
         "this": WEEK,
         "before": WEEK,
         "most_seen": [("/about", 1234)],
-        "subscribers": 56,
+        "subscribers": {"confirmed": 56, "pending": 1, "left": 0},
         "complaints": ["1 x 1"],
         "desk_url": "https://desk.example/desk",
     },

@@ -96,7 +96,7 @@ def test_the_database_and_its_size_are_named(desk: Desk) -> None:
     sqlite = desk.settings.database_url.startswith("sqlite")
     assert ok
     assert message.startswith("SQLite" if sqlite else "Postgres")
-    assert f"{current().size() / 2**20:,.1f} MB" in message
+    assert f"{-(-current().size() // 2**20):,} MB" in message
 
 
 def test_the_free_space_of_the_disk_is_told(desk: Desk) -> None:

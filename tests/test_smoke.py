@@ -23,11 +23,13 @@ def smoke(url: str) -> subprocess.CompletedProcess[str]:
 def test_smoke_ticks_everything_and_nothing_is_mailed(
     serve: Callable[..., Server], mailjet: StandIn
 ) -> None:
-    server = serve(ADMIN_TOKEN="owner", **mail_settings(mailjet))
+    server = serve(ADMIN_TOKEN="the-owners-own-token", **mail_settings(mailjet))
     done = smoke(server.url)
     assert done.returncode == 0
     assert done.stdout.splitlines() == [f"✓ {name}" for name in CHECKS]
-    export = requests.get(f"{server.url}/export/messages.json", auth=("", "owner"))
+    export = requests.get(
+        f"{server.url}/export/messages.json", auth=("", "the-owners-own-token")
+    )
     assert [message["held"] for message in export.json()] == [True]
     assert requests.get(f"{server.url}/health").json()["outbox"] == "ok"
     assert mailjet.requests == []
