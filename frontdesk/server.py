@@ -90,7 +90,8 @@ class Connection:
 
     def wait(self, phase: Phase, seconds: float) -> None:
         """Let the client take so long for what comes next."""
-        self.phase, self.deadline = phase, time.monotonic() + seconds
+        self.phase, self.since = phase, time.monotonic()
+        self.deadline = self.since + seconds
 
     def expect(self) -> None:
         """Get ready for the next request."""
@@ -336,9 +337,19 @@ class Threads(Worker):  # type: ignore[misc]
             self.settle(conn)
 
     def make_room(self, count: int, key: str | None = None) -> int:
-        """Close resting connections (of one client), return how many."""
+        """Close resting connections (of one client), return how many.
+
+        Not those of the last second: while all others are slow to send or to read,
+        who has just come and is about to ask would be the only idle one.
+        """
+        recently = time.monotonic() - 1
+
+        def worth(conn: Connection) -> tuple[bool, int, float]:
+            is_new = conn.phase != Phase.LEAVING and conn.since > recently
+            return is_new, 0 if is_new else conn.phase, conn.since
+
         candidates = [c for c in [*self.resting] if key in (None, c.key)]
-        chosen = heapq.nsmallest(count, candidates, lambda c: (c.phase, c.deadline))
+        chosen = heapq.nsmallest(count, candidates, worth)
         return sum(self.take_up(conn) and self.close(conn) for conn in chosen)
 
     def take_up(self, conn: Connection) -> bool:

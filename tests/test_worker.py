@@ -336,14 +336,26 @@ def test_idle_clients_give_way_at_once_when_there_are_too_many(
 ) -> None:
     running = run(worker_connections=20)
     with ExitStack() as stack:
-        half = stack.enter_context(running.raw(POST))  # it has begun to talk
-        eventually(lambda: running.worker.connections)
         idle = [stack.enter_context(running.raw()) for _ in range(60)]
         assert is_answered(running)
         assert len(running.worker.connections) <= 20
         assert read_all(idle[0]) == b""
-        half.sendall(b"Connection: close\r\n\r\n")
-        assert read_all(half).endswith(b"It came.")
+
+
+def test_who_has_just_come_does_not_give_way_to_those_that_hesitate(
+    run: Callable[..., Running],
+) -> None:
+    running = run(worker_connections=20)
+    with ExitStack() as stack:
+        for _ in range(15):
+            stack.enter_context(running.raw(POST))
+        eventually(lambda: len(running.worker.connections) == 15)
+        new = stack.enter_context(running.raw())
+        for _ in range(10):
+            stack.enter_context(running.raw(POST))
+        assert is_answered(running)  # connections are accepted in their order
+        new.sendall(LAST)
+        assert read_all(new).endswith(b"It came.")
 
 
 def test_a_client_has_a_tenth_of_the_connections(run: Callable[..., Running]) -> None:
