@@ -280,7 +280,10 @@ class Threads(Worker):  # type: ignore[misc]
     def set_up(self) -> None:
         """Make what the threads share."""
         self.connections: set[Connection] = set()
-        self.resting: dict[Connection, None] = {}  # those that no thread has
+        self.resting: set[Connection] = set()  # those that no thread has
+        # Around the poller's list of sockets: one that is closed while it is added
+        # leaves its number to the next connection.
+        self.lock = threading.Lock()
         self.waiting: queue.SimpleQueue[Connection | None] = queue.SimpleQueue()
         self.threads: list[threading.Thread] = []
         self.poller = selectors.DefaultSelector()
@@ -353,13 +356,13 @@ class Threads(Worker):  # type: ignore[misc]
         return sum(self.take_up(conn) and self.close(conn) for conn in chosen)
 
     def take_up(self, conn: Connection) -> bool:
-        """Take a connection from the poller, unless its thread just brings it."""
-        try:
+        """Take a connection from the poller, if it is there."""
+        with self.lock:
+            if conn not in self.resting:
+                return False
+            self.resting.remove(conn)
             self.poller.unregister(conn.sock)
-        except (KeyError, ValueError):
-            return False
-        del self.resting[conn]
-        return True
+            return True
 
     def attend(self, conn: Connection) -> None:
         """Go on with a resting connection whose client has sent or taken something."""
@@ -437,11 +440,11 @@ class Threads(Worker):  # type: ignore[misc]
         conn.wait(phase, seconds)
         sending = phase == Phase.SENDING
         event = selectors.EVENT_WRITE if sending else selectors.EVENT_READ
-        self.resting[conn] = None
         try:
-            self.poller.register(conn.sock, event, conn)
+            with self.lock:
+                self.poller.register(conn.sock, event, conn)
+                self.resting.add(conn)
         except (OSError, ValueError, KeyError):  # it has no room, or has stopped
-            self.resting.pop(conn, None)
             self.close(conn)
 
     def enqueue(self, conn: Connection) -> None:
