@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
+import io
+import locale
 import os
 import signal
 import sys
@@ -35,6 +38,7 @@ def or_end(serves: bool = True) -> Iterator[None]:
         sys.exit(CANNOT_START)
     if serves:
         _end_by_sigterm()
+        _write_utf8()
 
 
 def ready_database(settings: Settings) -> Database:
@@ -66,6 +70,19 @@ def _end_by_sigterm() -> None:
     main = threading.current_thread() is threading.main_thread()
     if main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
+def _write_utf8() -> None:
+    """Read and write text in UTF-8, as Python itself does in the locale C (PEP 538).
+
+    A server that embeds Python leaves it with ASCII there: uWSGI, and Apache on Debian.
+    """
+    if codecs.lookup(locale.getencoding()).name != "ascii":
+        return
+    locale.setlocale(locale.LC_CTYPE, "C.UTF-8")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
 def without_threads(settings: Settings) -> bool:

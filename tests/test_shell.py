@@ -29,6 +29,7 @@ from tests.standin import StandIn
 FORM = {"email": "ada@example.com", "message": "Hello there"}
 ON_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 YEAR = 365 * DAY
+LOCK = "LOCK TABLE message, setting, bucket, delivery IN ACCESS EXCLUSIVE MODE"
 
 # --- Postgres that is there but silent -------------------------------------------
 
@@ -95,7 +96,7 @@ def test_a_lock_in_postgres_ends_with_503(
     url = postgres.fresh_url()
     server = serve(DATABASE_URL=url, CONTACT_LIMIT="1000/minute")
     with psycopg.connect(url) as locker:
-        locker.execute("LOCK TABLE message, setting, bucket IN ACCESS EXCLUSIVE MODE")
+        locker.execute(LOCK)
         took, answer = seconds(
             lambda: requests.post(f"{server.url}/contact", json=FORM)
         )
@@ -279,7 +280,8 @@ def ahead(desk: Desk, clock: Clock) -> Iterator[Callable[[], None]]:
 def test_a_limit_that_was_spent_in_the_future_counts_as_over(
     database_url: str, windows: tuple[Window, ...], clock: Clock
 ) -> None:
-    limits = RateLimits(open_database(database_url))
+    database = open_database(database_url)
+    limits = RateLimits(database)
     for _ in range(3):
         limits.take("k", windows, clock() + YEAR)
     assert limits.take("k", windows, clock(), spend=False).allowed
@@ -292,6 +294,7 @@ def test_a_limit_that_was_spent_in_the_future_counts_as_over(
     limits.sweep(clock())
     assert limits.execute(count).fetchone()[0] == 0
     limits.close()
+    database.close()
 
 
 def test_a_delivery_put_off_or_leased_in_the_future_is_delivered(
