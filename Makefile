@@ -1,37 +1,47 @@
-# make run: serve on http://localhost:8000 with no configuration. make test: all tests.
+# make run: serve on http://localhost:8000 with no configuration, or with that of .env.
+# make test: all tests. make quick: those that start no server, browser or Postgres.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+# Reads files of settings, for the commands here only: a server has an environment.
+DOTENV = python-dotenv==1.2.4
+SERVE = $(BIN)/gunicorn --config gunicorn.conf.py
 
-.PHONY: run test check messages faults bench example smoke move clean
+.PHONY: run test quick check messages faults bench example smoke move restore pictures clean
 
 $(VENV)/run: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "Frontdesk needs Python 3.11 or later, and $(PYTHON) is not: make PYTHON=/path/to/python3.13 ..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt $(DOTENV)
 	touch $@
 
-$(VENV)/dev: requirements.txt requirements-dev.txt
-	$(PYTHON) -m venv $(VENV)
+$(VENV)/dev: $(VENV)/run requirements-dev.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
-	touch $@ $(VENV)/run
+	touch $@
 
 run: $(VENV)/run
-	exec $(BIN)/gunicorn --config gunicorn.conf.py
+	@exec $(BIN)/python tools/with_env.py .env $(SERVE)
 
 test: $(VENV)/dev
 	$(BIN)/python -m pytest --quiet --numprocesses 2 --dist worksteal \
 		--cov --cov-report=term --cov-fail-under=95
+
+# What is fast says pyproject.toml (markers) and tests/conftest.py.
+quick: $(VENV)/dev
+	$(BIN)/python -m pytest --quiet --numprocesses 2 --dist worksteal -m "not slow"
 
 # The fault tests at their full size, with their figures: an hour, on a quiet machine.
 faults: $(VENV)/dev
 	FRONTDESK_FULL=1 $(BIN)/python -m pytest --quiet -rP --show-capture=stdout tests/faults tests/test_openapi.py
 
 # The example site on http://localhost:8001, the service for it on http://localhost:8000.
+# make example SITE=tischlerei: the one in German.
+SITE = portfolio
 example: $(VENV)/run
-	-command -v npm >/dev/null && $(MAKE) --silent examples/portfolio/formspree.js
-	$(PYTHON) -m http.server --directory examples/portfolio 8001 & site=$$!; \
-	trap "kill $$site" EXIT INT TERM; ALLOWED_ORIGINS=http://localhost:8001 SITE_NAME="Mara Lind" \
-	$(BIN)/gunicorn --config gunicorn.conf.py
+	@$(BIN)/python -m http.server --directory examples/$(SITE) 8001 >/dev/null 2>&1 & site=$$!; \
+	trap "kill $$site" EXIT INT TERM; echo "The example site: http://localhost:8001"; \
+	$(BIN)/python tools/with_env.py examples/$(SITE).env $(SERVE)
 
 examples/portfolio/formspree.js:
 	cd tests/browser && npm install --no-package-lock --ignore-scripts --silent
@@ -45,6 +55,15 @@ smoke:
 move: $(VENV)/run
 	$(BIN)/python tools/move.py "$(FROM)" "$(TO)"
 
+# Put a backup in the database's place: make restore FROM=frontdesk-3.sqlite3 TO=sqlite:///frontdesk.db
+TO_RESTORE = $(or $(TO),sqlite:///frontdesk.db)
+restore: $(VENV)/run
+	@$(BIN)/python tools/restore.py "$(FROM)" "$(TO_RESTORE)"
+
+# The README's pictures, taken from examples/portfolio by Chromium.
+pictures: $(VENV)/dev
+	$(BIN)/python tools/pictures.py
+
 check: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -57,7 +76,6 @@ messages: $(VENV)/dev
 	$(BIN)/pybabel --quiet extract --mapping frontdesk/locales/babel.cfg --output frontdesk/locales/frontdesk.pot \
 		--keywords marked --keywords plural:1,2 --add-comments TRANSLATORS --sort-by-file --add-location file \
 		--project Frontdesk --version 1 --copyright-holder "the Frontdesk authors" \
-		--msgid-bugs-address https://github.com/frontdesk/frontdesk/issues \
 		*.py frontdesk
 	for folder in frontdesk/locales/*/; do code=$$(basename $$folder); \
 		[ $$code = en ] || [ -e $$folder/LC_MESSAGES/frontdesk.po ] || $(BIN)/pybabel --quiet init --domain frontdesk \

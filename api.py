@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -61,6 +62,8 @@ from models import Message, Subscriber, count_trapped
 if TYPE_CHECKING:
     from frontdesk import spam
 
+log = logging.getLogger("frontdesk")
+
 DUPLICATE_BODY_SECONDS = 600
 IDEMPOTENCY_SECONDS = 86400
 DATABASE_SECONDS = 4  # that Postgres may take of a request, all statements together
@@ -106,6 +109,8 @@ def create_app(
     with or_end(serves):
         settings = settings or Settings.from_environ(os.environ)
         database = ready_database(settings)
+    for hint in settings.hints if serves else ():
+        log.warning(hint)
     links = Links(settings.secret_keys or (local_secret(),), settings.public_url, clock)
     transport = transport or transport_for(settings)
     limits = Limits(RateLimits(database), policies(settings), clock)
@@ -294,7 +299,7 @@ class Contact(Resource):
             raise _no_room(now)
         self._outbox.nudge()
         if wants_html(req):
-            raise falcon.HTTPSeeOther(next_url)
+            raise self._site.see_other(next_url)
         thanks = marked("Thank you, your message is on its way.")
         self._site.succeed(resp, next_url, thanks, id=message_id)
         if req.uri_template == "/ajax/{any}":  # as FormSubmit's clients expect
@@ -475,7 +480,7 @@ class Newsletter(Resource):
         default = "/thanks?newsletter"
         next_url = self._site.next_url(req, values, signup.next, default)
         if wants_html(req):
-            raise falcon.HTTPSeeOther(next_url)
+            raise self._site.see_other(next_url)
         almost = marked("Almost done: please press the button in the email we send.")
         self._site.succeed(resp, next_url, almost)
 

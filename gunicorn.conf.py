@@ -1,13 +1,17 @@
 """The server: one process (or WEB_CONCURRENCY), threads, and the outbox beside them."""
 
+import errno
 import logging
 import os
 import resource
+import socket
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 from frontdesk.server import HAND_BACK_SECONDS, Threads, client_key
-from frontdesk.settings import Settings
+from frontdesk.settings import VERSION, Settings, SettingsError
 from frontdesk.start import or_end, ready_database
 
 if os.environ.pop("GUNICORN_CMD_ARGS", None):
@@ -47,9 +51,39 @@ if Path("/dev/shm").is_dir():  # noqa: S108 # gunicorn's own advice
     worker_tmp_dir = "/dev/shm"  # noqa: S108
 
 
+PATIENCE_SECONDS = 3  # for the service that ran before to give its port back
+
+
+def _wait_for(address):
+    """End with one sentence where another program has the port.
+
+    gunicorn itself would say so in eleven lines.
+    """
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                sock.bind(address)
+                return
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    return  # gunicorn says what it is
+        if time.monotonic() > deadline:
+            port = address[1]
+            sentence = f"PORT: {port} is in use, try another: PORT={port + 1} make run"
+            raise SettingsError([sentence])
+        time.sleep(0.1)
+
+
 def on_starting(server):
     """Make or update the schema before any worker starts."""
+    # A socket that is handed down (a reload by USR2, systemd) is in use, by us.
+    inherited = os.environ.keys() & {"GUNICORN_FD", "LISTEN_FDS"}
     with or_end():
+        for address in () if inherited else server.cfg.address:
+            if isinstance(address, tuple) and ":" not in address[0]:
+                _wait_for(address)
         ready_database(_settings).close()
 
 
@@ -60,6 +94,9 @@ def post_worker_init(worker):
     logging._srcfile = None
     logging.logThreads = logging.logMultiprocessing = logging.logAsyncioTasks = False
     worker.wsgi.outbox.start()
+    if worker.age == 1:  # the first one of all
+        with suppress(OSError):
+            print(f"Frontdesk {VERSION} is ready: {_settings.public_url}", flush=True)
 
 
 def worker_exit(server, worker):

@@ -17,6 +17,7 @@ from typing import Any
 import falcon
 from falcon import Request, Response
 
+from frontdesk.answers import blocked
 from frontdesk.database import Database
 from frontdesk.forms import Rejected, error
 from frontdesk.languages import marked
@@ -83,19 +84,18 @@ class Cors:
         A mailed link is its own authority, and a browser vouches for our own pages
         by Sec-Fetch-Site, whatever name they were reached under.
         """
-        if req.method not in ("POST", "DELETE") or resource.by_token:
+        if req.method not in ("POST", "DELETE", "OPTIONS") or resource.by_token:
             return
         source = req.get_header("Origin") or req.get_header("Referer") or "null"
         if source == "null" or self._origins.any or self._origins.allows(source):
             return
         if req.get_header("Sec-Fetch-Site") == "same-origin":
             return
-        host = (origin_of(source) or "").partition("://")[2] or "This origin"
-        raise error(
-            falcon.HTTP_403,
-            "BLOCKED",
-            f"{host} is not allowed here: the owner can add it to ALLOWED_ORIGINS.",
-        )
+        # A script is told nothing but "Failed to fetch", often for its preflight.
+        origin = origin_of(source) or "An origin that cannot be read"
+        log.warning("%s is refused: ALLOWED_ORIGINS does not list it", origin)
+        if req.method != "OPTIONS":
+            raise blocked(source)
 
     def process_response(
         self, req: Request, resp: Response, resource: Resource | None, ok: bool

@@ -136,6 +136,17 @@ class Site:
         asked = forms.next_url(wanted, self.sender(req, values), self._allows)
         return asked or self.settings.thanks_url or self.settings.public_url + default
 
+    def see_other(self, url: str) -> falcon.HTTPSeeOther:
+        """Return the redirect to a page.
+
+        To one of ours without a host, where ours is only a guess: the browser knows
+        under which one it has come (RFC 9110, 10.2.2).
+        """
+        own = self.settings.public_url
+        if not self.settings.knows_its_address and url.startswith(f"{own}/"):
+            url = url.removeprefix(own)
+        return falcon.HTTPSeeOther(url)
+
     def show(
         self, resp: Response, template: str, *targets: str, **values: object
     ) -> None:

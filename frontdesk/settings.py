@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from email.utils import getaddresses
 from functools import cached_property, lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_network
@@ -22,6 +23,7 @@ VERSION = "1.0.0"
 TWO_LINES = "two lines"
 MAX_HOST = 253  # characters, of which 63 in a row; RFC 1035
 MAILJET_API_URL = "https://api.mailjet.com/"
+ALIKE = 0.85  # of two names, from 0 to 1: ALLOWED_ORIGIN and ALLOWED_ORIGINS are
 SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
 
 T = TypeVar("T")
@@ -159,6 +161,8 @@ class Settings:
     workers: int = 1
     threads: int = 8
     outbox: str = "thread"
+    # Sentences for the log at start: what is not wrong, but perhaps not meant.
+    hints: tuple[str, ...] = field(default=(), compare=False)
 
     @cached_property
     def origins(self) -> Origins:
@@ -182,6 +186,11 @@ class Settings:
         return urlsplit(self.public_url).path
 
     @property
+    def knows_its_address(self) -> bool:
+        """Whether PUBLIC_URL or the platform told where visitors reach the service."""
+        return self.public_url != f"http://localhost:{self.port}"
+
+    @property
     def syncs_list(self) -> bool:
         """Whether changes of the sign-up list go to Mailjet's."""
         return self.mailjet_list_id is not None
@@ -202,6 +211,7 @@ class _Reader:
         # A platform's form leaves untouched fields as empty strings.
         self.environ = {k: v.strip() for k, v in environ.items() if v.strip()}
         self.problems: list[str] = []
+        self.known = {"MJ_APIKEY_PUBLIC", "MJ_APIKEY_PRIVATE"}  # grows with read()
         self.heroku = "DYNO" in self.environ
         self.render = "RENDER" in self.environ
 
@@ -211,8 +221,8 @@ class _Reader:
         self.check_secret()
         self.check_sqlite(settings)
         if self.problems:
-            raise SettingsError(self.problems)
-        return settings
+            raise SettingsError([*self.problems, *self.misspelt()])
+        return replace(settings, hints=(*self.misspelt(), *_whereabouts(settings)))
 
     def settings(self) -> Settings:
         port = self.read("PORT", _whole(1, 65535), 8000)
@@ -263,7 +273,19 @@ class _Reader:
             outbox=self.read("OUTBOX", _one_of("thread", "request"), "thread"),
         )
 
+    def misspelt(self) -> list[str]:
+        """Return a sentence for each variable that looks like one of ours."""
+        unset = self.known - self.environ.keys()
+        found = []
+        for name in sorted(self.environ.keys() - self.known):
+            # Comparing each with each would take 20 ms.
+            begun = [known for known in unset if known[0] == name[0].upper()]
+            if near := get_close_matches(name.upper(), begun, 1, ALIKE):
+                found.append(f"{name}: no such setting, did you mean {near[0]}?")
+        return found
+
     def read(self, name: str, parse: Callable[[str], T], default: T) -> T:
+        self.known.add(name)
         if name not in self.environ:
             return default
         try:
@@ -324,6 +346,15 @@ class _Reader:
             )
         elif not path.parent.is_dir():
             self.problems.append(f"DATABASE_URL: cannot use {path}: no such folder")
+
+
+def _whereabouts(settings: Settings) -> list[str]:
+    if settings.knows_its_address:
+        return []
+    return [
+        f"PUBLIC_URL: not set, so that links in mails lead to {settings.public_url}. "
+        "On a server, set it to the address that visitors reach."
+    ]
 
 
 def sqlite_path(database_url: str) -> Path | None:
@@ -463,6 +494,8 @@ def _line(text: str) -> str:
 
 
 def _address(text: str) -> Address:
+    if "<" in text and not text.endswith(">"):
+        raise ValueError("must end with the > that its < opens: Name <me@example.com>")
     addresses = getaddresses([text])
     name, email = addresses[0]
     if len(addresses) > 1 or not re.fullmatch(r"[^@\s,;<>]+@[^@\s,;<>]+", email):
