@@ -33,7 +33,7 @@ from frontdesk.links import Links
 from frontdesk.settings import Settings, Window, sqlite_path
 from frontdesk.spam import Verdict
 from models import DIGEST_ITEMS
-from tests.conftest import FULL, Clock, Desk, Mailbox
+from tests.support.desk import FULL, Clock, Desk, Mailbox
 
 FLOOD = 100_000 if FULL else 1_000
 MEGABYTE = 2**20
@@ -677,7 +677,7 @@ def test_a_flood_of_one_text_is_not_counted_to_its_end(desk: Desk) -> None:
     text = dict.fromkeys(("name", "email", "subject", "message", "page"), "same")
     for i in range(230):
         models.Message.receive(
-            {**text, "echo": "abc", "fields": {}, "client": address(i)},
+            {**text, "echo": "abc", "fields": {}, "layout": [], "client": address(i)},
             Verdict(0, []),
             keys={str(i): 600},
             now=desk.clock(),

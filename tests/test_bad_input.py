@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import requests
 
-from tests.conftest import TOKEN, Server, serving
+from tests.support.desk import TOKEN
+from tests.support.server import Server, serving
 
 JSON = "application/json"
 FORM = "application/x-www-form-urlencoded"

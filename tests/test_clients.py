@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from tests.conftest import Desk
+from tests.support.desk import Desk
 
 SITE = "https://site.example"
 FORM = {"name": "Ada Lovelace", "email": "ada@example.com", "message": "Hello there"}

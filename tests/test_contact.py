@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 import pytest
 
 from frontdesk.settings import Address
-from tests.conftest import Desk
+from tests.support.desk import Desk
 
 FORM = {"email": "ada@example.com", "message": "Hello"}
 SITE = "https://site.example"

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from frontdesk.settings import VERSION, Settings, SettingsError
-from tests.conftest import ROOT
+from tests.support.server import ROOT
 
 # Where a variable comes from. A new setting belongs into one of these.
 ASKED = {"ALLOWED_ORIGINS", "MAIL_FROM", "MAIL_TO"} | {

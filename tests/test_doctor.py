@@ -15,8 +15,8 @@ from frontdesk.links import Links
 from frontdesk.mailjet import Check, LogTransport, Mailjet
 from frontdesk.settings import Address, Settings
 from owner import Doctor
-from tests.conftest import TOKEN, Desk
-from tests.standin import Answer, Request, StandIn
+from tests.support.desk import TOKEN, Desk
+from tests.support.mailjet import Answer, Request, StandIn
 
 KEY = ("public-key", "private-key")
 SENDER = "site@site.example"

@@ -12,7 +12,7 @@ import pytest
 
 from frontdesk.database import execute
 from frontdesk.settings import TWO_LINES
-from tests.conftest import Desk
+from tests.support.desk import Desk
 
 FORM = {"email": "ada@example.com", "message": "Hello"}
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"

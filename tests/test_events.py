@@ -20,8 +20,9 @@ from frontdesk.tables import DAY
 from mail import EVENTS_AT_ONCE, MAX_EVENTS
 from models import Delivery, Message, Subscriber
 from owner import Doctor
-from tests.conftest import TOKEN, Desk, Server, mail_settings
-from tests.standin import StandIn
+from tests.support.desk import TOKEN, Desk
+from tests.support.mailjet import StandIn
+from tests.support.server import Server, mail_settings
 
 EMAIL = "ada@example.com"
 KEY = ("public-key", "private-key")

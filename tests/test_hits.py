@@ -21,7 +21,8 @@ from frontdesk.database import current, execute, insert
 from frontdesk.settings import Settings, Window
 from frontdesk.tables import DAY, Setting, Table, Tally, day_of
 from hits import kind_of
-from tests.conftest import NOON, ROOT, Clock, Desk
+from tests.support.desk import NOON, Clock, Desk
+from tests.support.server import ROOT
 
 CHROME = (
     "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) "

@@ -13,7 +13,7 @@ import pytest
 from frontdesk.database import execute
 from frontdesk.settings import Window
 from models import DIGEST_ITEMS, HELD_PER_HOUR, SHARE, Message
-from tests.conftest import FULL, Desk
+from tests.support.desk import FULL, Desk
 from tests.test_abuse import (
     BLATANT,
     BROWSER,

@@ -12,7 +12,8 @@ import pytest
 
 from api import create_app, routes
 from frontdesk.resources import Resource
-from tests.conftest import ROOT, Desk
+from tests.support.desk import Desk
+from tests.support.server import ROOT
 
 STORY = {path.stem: path for path in ROOT.glob("*.py") if path.stem.isidentifier()}
 PARTS = {f"frontdesk.{p.stem}": p for p in (ROOT / "frontdesk").glob("*.py")}

@@ -22,8 +22,8 @@ from babel.messages.pofile import read_po
 
 from frontdesk.languages import CODES, DOMAIN, LOCALES, Language, language_code
 from frontdesk.pages import Pages
-from tests.conftest import ROOT
-from tests.samples import EVERY, HELD, MESSAGE
+from tests.support.samples import EVERY, HELD, MESSAGE
+from tests.support.server import ROOT
 
 sys.path.insert(0, str(ROOT / "tools"))
 import formats

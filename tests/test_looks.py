@@ -12,7 +12,7 @@ import pytest
 
 from api import create_app
 from frontdesk.database import current, execute
-from tests.conftest import Clock, Desk
+from tests.support.desk import Clock, Desk
 
 BROWSER = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

@@ -20,8 +20,10 @@ from frontdesk.outbox import MAX_RETRY_AFTER, KeysRefused, NoAnswer, Refused, Tr
 from frontdesk.settings import Address, Settings, Window
 from frontdesk.tables import DAY
 from models import Delivery, Message
-from tests.conftest import NOON, ROOT, Clock, Desk, free_port
-from tests.standin import Answer, Request, StandIn, success
+from tests.support.desk import NOON, Clock, Desk
+from tests.support.mailjet import Answer, Request, StandIn, success
+from tests.support.ports import free_port
+from tests.support.server import ROOT
 
 EMAIL = "ada@example.com"
 MAIL = {

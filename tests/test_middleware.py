@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from frontdesk.resources import Resource
 from frontdesk.settings import Settings, Window
 from middleware import ClientAddress, client_key, ip_address, truncated
-from tests.conftest import Desk, Server, serving
+from tests.support.desk import Desk
+from tests.support.server import Server, serving
 
 SITE = "https://site.example"
 EVIL = "https://evil.example"

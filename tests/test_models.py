@@ -29,7 +29,9 @@ from frontdesk.settings import Window
 from frontdesk.spam import Verdict
 from frontdesk.tables import DAY, Setting, Tally, day_of, hour_of, prepare
 from models import Message, Receipt, Subscriber
-from tests.conftest import NOON, ROOT, Clock, Desk, delete_limits
+from tests.support.databases import delete_limits
+from tests.support.desk import NOON, Clock, Desk
+from tests.support.server import ROOT
 
 SECONDS = 20  # bounds what only a failing test waits for
 

@@ -15,7 +15,7 @@ from frontdesk.links import Links
 from frontdesk.settings import Window, sqlite_path
 from frontdesk.tables import DAY, iso
 from models import Delivery, Subscriber
-from tests.conftest import NOON, Clock, Desk
+from tests.support.desk import NOON, Clock, Desk
 
 EMAIL = "ada@example.com"
 WEEK = 7 * DAY
@@ -744,6 +744,7 @@ def test_the_consent_is_recorded(desk: Desk, clock: Clock) -> None:
             "confirmed_at": iso(NOON + 60),
             "left_at": iso(NOON + 120),
             "page": "https://site.example/blog/",
+            "unsubscribe_url": None,
         }
     ]
 

@@ -22,7 +22,8 @@ from frontdesk import forms, paths
 from frontdesk.database import current
 from frontdesk.links import Links
 from frontdesk.settings import Settings, Window
-from tests.conftest import FULL, NOON, ROOT, TOKEN, Mailbox
+from tests.support.desk import FULL, NOON, TOKEN, Mailbox
+from tests.support.server import ROOT
 
 EXAMPLES = 2000 if FULL else 200
 PLENTY = (Window(10**6, 1),)

@@ -28,8 +28,8 @@ from frontdesk.tables import DAY
 from mail import Composer, handlers
 from models import Delivery, Message, Subscriber
 from owner import Daily
-from tests.conftest import NOON, Clock, Desk, Mailbox
-from tests.standin import Answer, Request, StandIn, success
+from tests.support.desk import NOON, Clock, Desk, Mailbox
+from tests.support.mailjet import Answer, Request, StandIn, success
 
 EMAIL = "ada@example.com"
 SECONDS = 20  # bounds what only a failing test waits for

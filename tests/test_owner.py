@@ -19,7 +19,8 @@ from frontdesk.database import current, execute
 from frontdesk.settings import VERSION, Window
 from frontdesk.tables import DAY, Setting, Table, day_of, iso
 from models import Delivery, Message, Receipt, Subscriber
-from tests.conftest import NOON, TOKEN, Clock, Desk, limit_pages, migrate
+from tests.support.databases import limit_pages, migrate
+from tests.support.desk import NOON, TOKEN, Clock, Desk
 
 EMAIL = "ada@example.com"
 FOR_OWNER = [

@@ -15,8 +15,7 @@ from jinja2 import UndefinedError
 
 from frontdesk import colours, pages
 from frontdesk.pages import Pages
-from tests.conftest import ROOT
-from tests.samples import (
+from tests.support.samples import (
     CONFIRM,
     DONE,
     ERRORS,
@@ -28,6 +27,7 @@ from tests.samples import (
     PAGES,
     PARTS,
 )
+from tests.support.server import ROOT
 
 HOSTILE = [
     "]]>",

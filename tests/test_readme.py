@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, TOKEN, Server
+from tests.support.desk import TOKEN
+from tests.support.server import ROOT, Server
 
 README = (ROOT / "README.md").read_text()
 API = README.partition("## The API in curl")[2].partition("\n## ")[0]

@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from tests.conftest import Desk
+from tests.support.desk import Desk
 
 FORMS: list[dict[str, Any]] = json.loads(
     (Path(__file__).parent / "corpus" / "forms.json").read_text("utf-8")

@@ -27,16 +27,10 @@ from frontdesk.counter import Page
 from frontdesk.database import current, execute
 from frontdesk.settings import sqlite_path
 from frontdesk.tables import DAY, Setting, day_of
-from tests.conftest import (
-    ROOT,
-    TOKEN,
-    Desk,
-    Postgres,
-    Server,
-    delete_limits,
-    mail_settings,
-)
-from tests.standin import Answer, StandIn
+from tests.support.databases import Postgres, delete_limits
+from tests.support.desk import TOKEN, Desk
+from tests.support.mailjet import Answer, StandIn
+from tests.support.server import ROOT, Server, mail_settings
 
 VISITOR = "203.0.113.7"
 OWNER = {"Authorization": f"Bearer {TOKEN}"}

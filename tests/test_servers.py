@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 import requests
 
-from tests.conftest import ROOT, Desk, Server, mail_settings, serving
-from tests.standin import Answer, StandIn, success
+from tests.support.desk import Desk
+from tests.support.mailjet import Answer, StandIn, success
+from tests.support.server import ROOT, Server, mail_settings, serving
 
 GUNICORN = "gunicorn -b 127.0.0.1:{port} -c /dev/null api:create_app()"
 UWSGI = (

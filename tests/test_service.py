@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import requests
 
-from tests.conftest import Server, mail_settings
-from tests.standin import StandIn
+from tests.support.mailjet import StandIn
+from tests.support.server import Server, mail_settings
 
 
 def test_a_message_travels_from_a_form_to_the_owner(

@@ -15,7 +15,7 @@ from frontdesk.settings import (
     Window,
     origin_of,
 )
-from tests.conftest import serving
+from tests.support.server import serving
 
 KEY = "k" * 32
 SECRET = "a-secret-that-nobody-may-read-in-a-log"

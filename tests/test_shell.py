@@ -23,8 +23,10 @@ from frontdesk.limits import LimitsFile, RateLimits, private_folder
 from frontdesk.settings import Settings, Window, origin_of
 from frontdesk.tables import DAY
 from models import Delivery, Message, Receipt
-from tests.conftest import TOKEN, Clock, Desk, Postgres, Server, mail_settings
-from tests.standin import StandIn
+from tests.support.databases import Postgres
+from tests.support.desk import TOKEN, Clock, Desk
+from tests.support.mailjet import StandIn
+from tests.support.server import Server, mail_settings
 
 FORM = {"email": "ada@example.com", "message": "Hello there"}
 ON_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import requests
 
-from tests.conftest import ROOT, Server, free_port, mail_settings
-from tests.standin import StandIn
+from tests.support.mailjet import StandIn
+from tests.support.ports import free_port
+from tests.support.server import ROOT, Server, mail_settings
 
 CHECKS = ["health", "preflight", "contact", "hit", "read"]
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from frontdesk.tables import DAY, day_before, day_of
 from frontdesk.times import Calendar
-from tests.conftest import Clock, Desk
+from tests.support.desk import Clock, Desk
 
 
 def at(moment: str) -> float:

@@ -21,8 +21,9 @@ from gunicorn.config import Config
 from gunicorn.http.errors import InvalidResponseHeader
 
 from frontdesk.server import ALL_BYTES, READ_BYTES, Answer, Threads, client_key
-from tests.conftest import Desk, Server, serving
 from tests.faults.conftest import NO_LIMITS, eventually, raw, read_all, workers
+from tests.support.desk import Desk
+from tests.support.server import Server, serving
 
 LENGTH = ("Content-Length", "5")
 

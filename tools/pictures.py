@@ -23,8 +23,9 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # run as a file
 
 from tests.browser.conftest import Site
-from tests.conftest import TOKEN, mail_settings, serving
-from tests.standin import StandIn
+from tests.support.desk import TOKEN
+from tests.support.server import mail_settings, serving
+from tests.support.mailjet import StandIn
 
 PICTURES = ROOT / "docs" / "pictures"
 NARROW = {"width": 430, "height": 560}

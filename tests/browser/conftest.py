@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
-from tests.conftest import ROOT, Server, mail_settings
-from tests.standin import LocalServer, StandIn
+from tests.support.mailjet import LocalServer, StandIn
+from tests.support.server import ROOT, Server, mail_settings
 
 HERE = Path(__file__).parent
 EXAMPLE = ROOT / "examples" / "portfolio"

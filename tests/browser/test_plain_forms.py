@@ -13,7 +13,7 @@ from playwright.sync_api import Page, expect
 from frontdesk.links import Links
 from frontdesk.pages import Pages
 from tests.browser.conftest import EXAMPLE, SECRET, Audit, Desk, Site, Tab
-from tests.samples import PAGES
+from tests.support.samples import PAGES
 
 OpenDesk = Callable[..., Desk]
 OpenTab = Callable[..., Tab]

@@ -21,8 +21,9 @@ from frontdesk.mailjet import Mailjet
 from frontdesk.outbox import LEASE
 from frontdesk.settings import Address, Settings
 from models import Delivery
-from tests.conftest import FULL, Server
-from tests.standin import StandIn
+from tests.support.desk import FULL
+from tests.support.mailjet import StandIn
+from tests.support.server import Server
 
 T = TypeVar("T")
 

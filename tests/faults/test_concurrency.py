@@ -17,7 +17,6 @@ from playhouse.migrations import Runner
 
 from frontdesk.database import open_database
 from frontdesk.limits import LimitsFile
-from tests.conftest import ROOT, Desk, Server, mail_settings
 from tests.faults.conftest import (
     NO_LIMITS,
     Load,
@@ -29,7 +28,9 @@ from tests.faults.conftest import (
     signup,
     size,
 )
-from tests.standin import StandIn
+from tests.support.desk import Desk
+from tests.support.mailjet import StandIn
+from tests.support.server import ROOT, Server, mail_settings
 
 
 def test_mixed_writes_are_all_stored_and_none_is_locked_out(

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Server, mail_settings
 from tests.faults.conftest import (
     NO_LIMITS,
     Load,
@@ -28,7 +27,8 @@ from tests.faults.conftest import (
     size,
     workers,
 )
-from tests.standin import Answer, StandIn, success
+from tests.support.mailjet import Answer, StandIn, success
+from tests.support.server import Server, mail_settings
 
 HALF_A_BODY = (
     b"POST /contact HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"

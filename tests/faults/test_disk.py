@@ -16,7 +16,6 @@ from playhouse.pool import PooledPostgresqlDatabase
 
 from frontdesk.database import SqliteEngine, SqliteFile, current, execute
 from frontdesk.tables import DAY
-from tests.conftest import TOKEN, Desk, Server, limit_pages, serving
 from tests.faults.conftest import (
     NO_LIMITS,
     Load,
@@ -28,6 +27,9 @@ from tests.faults.conftest import (
     signup,
     size,
 )
+from tests.support.databases import limit_pages
+from tests.support.desk import TOKEN, Desk
+from tests.support.server import Server, serving
 
 BIG = "Long letter. " * 700
 NOT_STORED = "This could not be stored, please try again in a moment."

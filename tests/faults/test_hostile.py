@@ -20,7 +20,6 @@ import pytest
 
 from frontdesk.database import execute
 from frontdesk.server import READ_SECONDS
-from tests.conftest import Desk, Server, free_port, serving
 from tests.faults.conftest import (
     BROWSER,
     NO_LIMITS,
@@ -34,6 +33,9 @@ from tests.faults.conftest import (
     size,
     workers,
 )
+from tests.support.desk import Desk
+from tests.support.ports import free_port
+from tests.support.server import Server, serving
 
 THREADS = 8
 PROMISED = 8  # seconds that an honest request waits at most

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from tests.conftest import TOKEN, Server, mail_settings
 from tests.faults.conftest import NO_LIMITS, call, eventually, raw, read_all, rows
-from tests.standin import Answer, Request, StandIn, success
+from tests.support.desk import TOKEN
+from tests.support.mailjet import Answer, Request, StandIn, success
+from tests.support.server import Server, mail_settings
 
 CLIENT = "203.0.113.77"
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from frontdesk.settings import sqlite_path
-from tests.conftest import ROOT, Desk
+from tests.support.desk import Desk
+from tests.support.server import ROOT
 from tools import move
 
 EXPORTS = ("messages", "subscribers", "hits")

@@ -11,9 +11,10 @@ import pytest
 
 from frontdesk.outbox import KeysRefused, TryLater
 from models import Delivery
-from tests.conftest import Desk, Server, mail_settings
 from tests.faults.conftest import call, contact, eventually, size
-from tests.standin import StandIn
+from tests.support.desk import Desk
+from tests.support.mailjet import StandIn
+from tests.support.server import Server, mail_settings
 
 HOUR = 3600
 

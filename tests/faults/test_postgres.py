@@ -14,7 +14,6 @@ import psycopg
 import pytest
 
 from frontdesk.tables import DAY
-from tests.conftest import Desk, Server, mail_settings
 from tests.faults.conftest import (
     NO_LIMITS,
     Load,
@@ -25,7 +24,9 @@ from tests.faults.conftest import (
     signup,
     size,
 )
-from tests.standin import StandIn
+from tests.support.desk import Desk
+from tests.support.mailjet import StandIn
+from tests.support.server import Server, mail_settings
 
 pytestmark = pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
 

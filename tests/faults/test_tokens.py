@@ -11,8 +11,8 @@ import pytest
 
 from frontdesk.tables import DAY
 from mail import CONFIRM_SECONDS
-from tests.conftest import Desk
 from tests.faults.conftest import size
+from tests.support.desk import Desk
 
 PATHS = {
     "confirm": "/newsletter/confirm/",
