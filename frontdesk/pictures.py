@@ -178,6 +178,11 @@ class Frame(NamedTuple):
     top: int
     narrow: bool = False  # for a telephone: the sums are below the heading
 
+    @property
+    def legend(self) -> int:
+        """The size of the sums' letters."""
+        return 11 if self.narrow else 12
+
 
 SIZES = {"wide": Frame(720, 56, 696, 64), "narrow": Frame(360, 48, 344, 84, True)}
 BASE = 204  # px from the top, where the bars stand
@@ -288,12 +293,13 @@ def _legend(
         "hits": plural("%(n)s hit", "%(n)s hits", hits),
         "visitors": plural("%(n)s visitor", "%(n)s visitors", visitors),
     }
-    widths = {name: _px(text, 12) for name, text in texts.items()}
-    x = 32.0 if frame.narrow else 704 - 36 - sum(widths.values())
+    widths = {name: _px(text, frame.legend) for name, text in texts.items()}
+    gap = 26 if frame.narrow else 36
+    x = 32.0 if frame.narrow else 704 - gap - sum(widths.values())
     placed = []
     for name, text in texts.items():
         placed.append((name, round(x, 1), text, widths[name]))
-        x += widths[name] + 36
+        x += widths[name] + gap
     return placed
 
 

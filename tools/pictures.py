@@ -46,7 +46,9 @@ LETTERS = [
 PAGES = {"/": 9, "/works": 4, "/about": 2}  # hits on a usual day
 
 
-def show(browser: Browser, template: str, size: dict[str, int], **values: object) -> Page:
+def show(
+    browser: Browser, template: str, size: dict[str, int], **values: object
+) -> Page:
     """Open a template of this folder."""
     pages = Environment(loader=FileSystemLoader(ROOT / "tools"), autoescape=True)
     page = browser.new_page(viewport=size, device_scale_factor=2)  # type: ignore[arg-type]
@@ -77,9 +79,7 @@ def remember(database: Path) -> None:
                     (page, day.isoformat(), hits, visitors),
                 )
                 total, seen = total + hits, seen + visitors
-            connection.execute(
-                "INSERT INTO page VALUES (?, ?, ?)", (page, total, seen)
-            )
+            connection.execute("INSERT INTO page VALUES (?, ?, ?)", (page, total, seen))
 
 
 def story(browser: Browser, site: Site, mailjet: StandIn) -> None:
@@ -100,13 +100,17 @@ def story(browser: Browser, site: Site, mailjet: StandIn) -> None:
         page.get_by_role("heading", level=1, name="Thank you").wait_for()
         mailjet.wait(n)
     shots.append(page.screenshot())
-    shots.append(show(browser, "inbox.html", NARROW, mail=mailjet.mails[-1]).screenshot())
+    shots.append(
+        show(browser, "inbox.html", NARROW, mail=mailjet.mails[-1]).screenshot()
+    )
     captions = "Your visitor writes,", "is thanked,", "and you have mail."
     pictures = [
         (base64.b64encode(shot).decode(), caption)
         for shot, caption in zip(shots, captions, strict=True)
     ]
-    whole = show(browser, "story.html", {"width": 1180, "height": 100}, pictures=pictures)
+    whole = show(
+        browser, "story.html", {"width": 1180, "height": 100}, pictures=pictures
+    )
     save(whole, "story.png", scale="css")
     page.close()
 
@@ -114,7 +118,9 @@ def story(browser: Browser, site: Site, mailjet: StandIn) -> None:
 def counter(browser: Browser, site: Site) -> None:
     """Show badge and chart where they stand in a page."""
     page = browser.new_page(
-        viewport={"width": 860, "height": 900}, user_agent=VISITOR, device_scale_factor=2
+        viewport={"width": 860, "height": 900},
+        user_agent=VISITOR,
+        device_scale_factor=2,
     )
     page.goto(site.url, wait_until="networkidle")
     top = page.get_by_role("region", name="Visits").bounding_box()
@@ -139,7 +145,9 @@ def desk(browser: Browser, url: str) -> None:
     context.close()
 
 
-def save(page: Page, name: str, *, full_page: bool = True, scale: str = "device") -> None:
+def save(
+    page: Page, name: str, *, full_page: bool = True, scale: str = "device"
+) -> None:
     """Keep a screenshot."""
     page.screenshot(path=PICTURES / name, full_page=full_page, scale=scale)  # type: ignore[arg-type]
 
