@@ -151,7 +151,7 @@ def badge(label: str, value: str, color: str = "", style: str = "flat") -> str:
     )
 
 
-def _px(text: str, size: int = 11) -> float:
+def _px(text: str, size: float = 11) -> float:
     """Measure a text in Verdana of a size, both in px."""
     return round(_width(text) * size / 110, 1)
 
@@ -179,9 +179,9 @@ class Frame(NamedTuple):
     narrow: bool = False  # for a telephone: the sums are below the heading
 
     @property
-    def legend(self) -> int:
+    def legend(self) -> float:
         """The size of the sums' letters."""
-        return 11 if self.narrow else 12
+        return 10.5 if self.narrow else 12
 
 
 SIZES = {"wide": Frame(720, 56, 696, 64), "narrow": Frame(360, 48, 344, 84, True)}

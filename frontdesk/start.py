@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from frontdesk.database import Database, StorageError, open_database
 from frontdesk.settings import Settings, SettingsError, sqlite_path
@@ -52,11 +53,26 @@ def ready_database(settings: Settings) -> Database:
         database.calendar = settings.calendar
         prepare(database)
     except UNUSABLE as error:
-        what = sqlite_path(settings.database_url) or "the Postgres database"
+        path = sqlite_path(settings.database_url)
         reason = str(error).partition("\n")[0]
-        problem = f"DATABASE_URL: cannot use {what}: {reason}"
-        raise SettingsError([problem]) from error
+        problem = (
+            f"DATABASE_URL: cannot use {path or 'the Postgres database'}: {reason}"
+        )
+        raise SettingsError([problem + (_whose(path) if path else "")]) from error
     return database
+
+
+def _whose(path: Path) -> str:
+    """Return owner and mode of a file that cannot be used, as far as they are seen."""
+    try:
+        found = path if path.exists() else path.parent
+        status = found.stat()
+        if status.st_uid == os.geteuid() or os.geteuid() == 0:
+            return ""
+        owner, mode = found.owner(), status.st_mode & 0o777
+    except (OSError, KeyError):
+        return ""
+    return f" ({found} is {owner}'s, mode {mode:o}, and this is user {os.geteuid()})"
 
 
 def _end_by_sigterm() -> None:
