@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import logging
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
@@ -44,7 +42,7 @@ from frontdesk.outbox import Outbox
 from frontdesk.receipts import Receipt
 from frontdesk.resources import Resource, Service
 from frontdesk.settings import VERSION, Settings, Window
-from frontdesk.start import or_end, ready_database, without_threads
+from frontdesk.start import environment, or_end, ready_database, without_threads
 from frontdesk.tables import keyed_hash, local_secret, to_json
 from mail import CONFIRM_SECONDS, Composer, Events, handlers, told
 from middleware import (
@@ -61,8 +59,6 @@ from models import Message, Subscriber, count_trapped
 
 if TYPE_CHECKING:
     from frontdesk import spam
-
-log = logging.getLogger("frontdesk")
 
 DUPLICATE_BODY_SECONDS = 600
 IDEMPOTENCY_SECONDS = 86400
@@ -107,10 +103,8 @@ def create_app(
     """
     serves = settings is None
     with or_end(serves):
-        settings = settings or Settings.from_environ(os.environ)
+        settings = settings or environment()
         database = ready_database(settings)
-    for hint in settings.hints if serves else ():
-        log.warning(hint)
     links = Links(settings.secret_keys or (local_secret(),), settings.public_url, clock)
     transport = transport or transport_for(settings)
     limits = Limits(RateLimits(database), policies(settings), clock)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import io
 import locale
+import logging
 import os
 import signal
 import sys
@@ -16,6 +17,8 @@ from pathlib import Path
 from frontdesk.database import Database, StorageError, open_database
 from frontdesk.settings import Settings, SettingsError, sqlite_path
 from frontdesk.tables import prepare
+
+log = logging.getLogger("frontdesk")
 
 # What gunicorn's workers end with where another try would end in the same way; with any
 # other status its master would start them again and again (Arbiter.WORKER_BOOT_ERROR).
@@ -40,6 +43,17 @@ def or_end(serves: bool = True) -> Iterator[None]:
     if serves:
         _end_by_sigterm()
         _write_utf8()
+
+
+def environment() -> Settings:
+    """Return the environment's settings, and log what in it looks odd.
+
+    Raises SettingsError.
+    """
+    settings = Settings.from_environ(os.environ)
+    for hint in settings.hints:
+        log.warning(hint)
+    return settings
 
 
 def ready_database(settings: Settings) -> Database:

@@ -20,6 +20,21 @@ from tests.support.desk import TOKEN, Clock, Desk, Mailbox
 from tests.support.mailjet import StandIn
 from tests.support.server import Server, serving
 
+SERVERS = {"serve", "postgres", "open_desk", "chromium", "run"}  # fixtures
+ELSEWHERE = {"faults", "browser"}  # folders
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what starts servers, browsers or Postgres: make quick leaves it out."""
+    for item in items:
+        call = getattr(item, "callspec", None)
+        if (
+            SERVERS & set(getattr(item, "fixturenames", ()))
+            or ELSEWHERE & set(item.path.parts)
+            or (call and "postgres" in call.params.values())
+        ):
+            item.add_marker(pytest.mark.slow)
+
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:

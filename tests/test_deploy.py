@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import tomllib
 from configparser import ConfigParser
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ DEFAULTED = {
     *("NEWSLETTER_LIMIT", "HITS_LIMIT", "MAX_PAGES", "ALLOW_EPHEMERAL"),
     *("RETENTION_DAYS", "WEB_CONCURRENCY", "WEB_THREADS", "PORT", "OUTBOX"),
     *("SITE_LANGUAGE", "TEMPLATE_DIR", "ACCENT_COLOR", "LOGO_URL"),
-    *("TIME_ZONE", "HITS_IGNORE"),
+    *("TIME_ZONE", "HITS_IGNORE", "LETTER"),
 }
 PLATFORMS_OWN = {
     "DYNO",
@@ -40,7 +41,7 @@ PLATFORMS_OWN = {
     "HEROKU_APP_DEFAULT_DOMAIN_NAME",
 }
 SETTABLE = ASKED | GENERATED | DEFAULTED | {"DATABASE_URL"}
-BLUEPRINTS = ["render.yaml", "examples/render-free.yaml"]
+BLUEPRINTS = ["with a disk", "without costs"]
 
 
 def text_of(name: str) -> str:
@@ -67,7 +68,11 @@ def env_example() -> tuple[dict[str, str], dict[str, str]]:
 
 
 def blueprint(name: str) -> dict[str, Any]:
-    (service,) = yaml.safe_load(text_of(name))["services"]
+    """Return the service of render.yaml, or the one that its last comment holds."""
+    text, _, rest = text_of("render.yaml").partition("# --- Without costs")
+    if name == "without costs":
+        text = "\n".join(re.findall(r"(?m)^# (?!---)(.*)$", rest))
+    (service,) = yaml.safe_load(text)["services"]
     return service
 
 
@@ -96,12 +101,38 @@ def test_env_example_names_every_variable_once() -> None:
     assert sorted(names) == sorted(SETTABLE)
 
 
-def test_readme_explains_every_variable() -> None:
-    if not (ROOT / "README.md").exists():
-        pytest.skip("there is no README yet")
-    rows = re.findall(r"(?m)^\| *(`[A-Z].*?) *\|", text_of("README.md"))
-    named = {name for row in rows for name in re.findall(r"`([A-Z][A-Z_]+)`", row)}
-    assert named == SETTABLE
+def explained(name: str) -> dict[str, str]:
+    """Return the variables that a page's tables of settings have, with defaults."""
+    rows = re.findall(
+        r"(?m)^\| *(`[A-Z].*?) *\| *(.*?) *\| *.+? *\|$",
+        text_of(name).partition("## Settings")[2] or text_of(name),
+    )
+    return {
+        variable: default
+        for variables, defaults in rows
+        for variable, default in zip_longest(
+            re.findall(r"`([A-Z][A-Z_]+)`", variables), defaults.split(", ")
+        )
+        if variable
+    }
+
+
+def test_the_docs_explain_every_variable_and_the_readme_five_rows() -> None:
+    assert explained("docs/settings.md").keys() == SETTABLE
+    few = explained("README.md")
+    assert few.keys() < SETTABLE
+    settings = text_of("README.md").partition("## Settings")[2].partition("\n## ")[0]
+    assert len(re.findall(r"(?m)^\| `", settings)) == 5
+
+
+def test_the_defaults_in_the_docs_are_the_defaults() -> None:
+    told = {
+        name: default.strip("`")
+        for name, default in explained("docs/settings.md").items()
+        if re.fullmatch(r"`[^`$]+`", default or "")
+    }
+    assert len(told) >= 12
+    assert Settings.from_environ(told) == Settings.from_environ({})
 
 
 def test_env_example_fills_nothing_in() -> None:
@@ -121,7 +152,10 @@ def test_the_defaults_in_env_example_are_the_defaults() -> None:
 
 def test_heroku_asks_for_five_values_and_makes_the_secrets() -> None:
     env = json.loads(text_of("app.json"))["env"]
-    assert set(env) == ASKED | GENERATED | {"WEB_CONCURRENCY"}
+    assert set(env) == ASKED | GENERATED | {"WEB_CONCURRENCY", "PUBLIC_URL"}
+    # One can try without Mailjet, and knows the address only afterwards.
+    optional = {name for name in env if env[name].get("required") is False}
+    assert optional == ASKED - {"ALLOWED_ORIGINS"} | {"PUBLIC_URL"}
     assert env["WEB_CONCURRENCY"]["value"] == "1"  # the buildpack would say 2
     assert {n for n in env if env[n].get("generator") == "secret"} == GENERATED
     assert all(env[name]["description"] for name in env)
@@ -173,16 +207,16 @@ def test_render_starts_what_the_procfile_starts(name: str) -> None:
 
 
 def test_on_render_the_database_lies_on_the_disk() -> None:
-    service = blueprint("render.yaml")
-    url = blueprint_env("render.yaml")["DATABASE_URL"]["value"]
+    service = blueprint("with a disk")
+    url = blueprint_env("with a disk")["DATABASE_URL"]["value"]
     assert service["disk"]["sizeGB"] == 1
     assert url.startswith(f"sqlite:///{service['disk']['mountPath']}/")
 
 
 def test_the_free_variant_has_no_disk_and_asks_for_postgres() -> None:
-    service = blueprint("examples/render-free.yaml")
+    service = blueprint("without costs")
     assert (service["plan"], "disk" in service) == ("free", False)
-    assert blueprint_env("examples/render-free.yaml")["DATABASE_URL"] == {"sync": False}
+    assert blueprint_env("without costs")["DATABASE_URL"] == {"sync": False}
 
 
 @pytest.mark.parametrize("platform", ["DYNO", "RENDER"])

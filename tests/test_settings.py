@@ -456,3 +456,74 @@ def test_an_unreachable_postgres_ends_the_server_without_its_password(
     assert status != 0
     assert "DATABASE_URL: " in server.log
     assert "Traceback" not in server.log and "pass-word" not in server.log
+
+
+# --- what only looks odd ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("ALLOWED_ORIGIN", "ALLOWED_ORIGINS"),
+        ("allowed_origins", "ALLOWED_ORIGINS"),
+        ("MAILTO", "MAIL_TO"),
+        ("MAIL_FORM", "MAIL_FROM"),
+        ("PUBLIC_URI", "PUBLIC_URL"),
+        ("TIMEZONE", "TIME_ZONE"),
+        ("MJ_API_KEY_PUBLIC", "MJ_APIKEY_PUBLIC"),
+    ],
+)
+def test_a_misspelt_variable_is_told_with_the_right_name(name: str, meant: str) -> None:
+    hint = f"{name}: no such setting, did you mean {meant}?"
+    assert hint in Settings.from_environ({name: "x"}).hints
+    assert hint in problems(**{name: "x", "PORT": "no"})
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["MAIL", "LANGUAGE", "REDIS_URL", "SECRET_KEY_BASE", "PORTS_OPEN", "LOGNAME"],
+)
+def test_other_peoples_variables_are_passed_over(name: str) -> None:
+    url = {"PUBLIC_URL": "https://desk.example"}
+    assert Settings.from_environ({name: "x", **url}).hints == ()
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"PUBLIC_URL": "https://desk.example"},
+        {"RENDER_EXTERNAL_URL": "https://desk.onrender.com"},
+        {"HEROKU_APP_DEFAULT_DOMAIN_NAME": "desk.herokuapp.com"},
+    ],
+)
+def test_a_service_that_knows_its_address_says_nothing(environ: dict[str, str]) -> None:
+    assert Settings.from_environ(environ).hints == ()
+
+
+def test_a_service_that_guesses_its_address_says_where_links_lead() -> None:
+    (hint,) = Settings.from_environ({"PORT": "5000"}).hints
+    assert hint.startswith("PUBLIC_URL: not set")
+    assert "http://localhost:5000" in hint
+
+
+@pytest.mark.parametrize("text", ["Ada <a@b.example", "<a@b.example"])
+def test_a_sender_without_its_closing_bracket_is_refused(text: str) -> None:
+    (problem,) = problems(MAIL_FROM=text)
+    assert problem.startswith("MAIL_FROM: must end with the >")
+
+
+def test_the_address_to_open_is_the_last_line_of_the_start(tmp_path: Path) -> None:
+    with serving(tmp_path, ALLOWED_ORIGIN="https://site.example") as server:
+        start = server.log.partition("GET /health")[0].splitlines()
+    assert start[-1].endswith(f" is ready: http://localhost:{server.port}")
+    assert "ALLOWED_ORIGIN: no such setting, did you mean ALLOWED_ORIGINS?" in start
+
+
+def test_a_port_in_use_is_one_sentence(tmp_path: Path) -> None:
+    with serving(tmp_path) as first:
+        port = str(first.port)
+        with serving(tmp_path, wait=False, PORT=port) as second:
+            assert second.process.wait(20) != 0
+            lines = [line for line in second.log.splitlines() if line[0] != "["]
+    other = first.port + 1
+    assert lines == [f"PORT: {port} is in use, try another: PORT={other} make run"]

@@ -26,8 +26,8 @@ sys.path.insert(0, str(ROOT))  # run as a file
 
 from tests.browser.conftest import Site
 from tests.support.desk import TOKEN
-from tests.support.server import mail_settings, serving
 from tests.support.mailjet import StandIn
+from tests.support.server import mail_settings, serving
 
 PICTURES = ROOT / "docs" / "pictures"
 HOME, DESK = "http://maralind.example", "https://desk.maralind.example"
