@@ -166,7 +166,11 @@ def run(code: str, folder: Path, **environ: str) -> subprocess.CompletedProcess[
     return subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
-        env={"PATH": os.environ["PATH"], **environ},
+        env={
+            "PATH": os.environ["PATH"],
+            "PUBLIC_URL": "https://desk.example",
+            **environ,
+        },
         capture_output=True,
         text=True,
         timeout=30,
