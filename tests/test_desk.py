@@ -14,8 +14,9 @@ from models import Lesson, Message, Subscriber
 from tests.support.desk import TOKEN, Clock, Desk
 
 SPAM = (
-    "Dear owner, I looked at your pages and would love to send our writers "
-    "over to make them read better for each of your many visitors. Shall we talk this week?"
+    "Dear owner, I looked at your pages and would love to send our team of writers "
+    "over to make them read better for each of your many visitors. Shall we talk this "
+    "week?"
 )
 TWIN = "Hello Mara,\n" + SPAM.removeprefix("Dear owner, ") + "\nhttps://x.example/a"
 
