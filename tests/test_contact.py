@@ -452,6 +452,19 @@ def test_a_plain_form_lands_where_it_may(
     )
 
 
+@pytest.mark.parametrize("path", ["/contact", "/newsletter"])
+def test_a_guessed_address_is_not_put_into_a_redirect(
+    make_desk: Callable[..., Desk], path: str
+) -> None:
+    desk = make_desk(public_url="http://localhost:8000", port=8000)
+    for wanted, landed in (("", "/thanks"), (f"{SITE}/ok", f"{SITE}/ok")):
+        body = urlencode(FORM | {"_next": wanted})
+        headers = BROWSER | {"Content-Type": FORM_TYPE}
+        answer = desk.client.simulate_post(path, body=body, headers=headers)
+        assert answer.status_code == 303
+        assert answer.headers["Location"].partition("?")[0] == landed
+
+
 def test_thanks_url_is_where_the_others_land(make_desk: Callable[..., Desk]) -> None:
     desk = make_desk(thanks_url="https://elsewhere.example/thanks")
     for wanted in ("", "https://evil.example"):

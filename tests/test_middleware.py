@@ -255,6 +255,28 @@ def test_a_refusal_names_the_host_and_the_setting(desk: Desk) -> None:
     assert "ALLOWED_ORIGINS" in answer.json["error"]
 
 
+def test_the_log_names_a_refused_origin_and_the_setting(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    preflight(desk, origin=EVIL)  # all that comes of a script's JSON
+    ask(desk, "POST", "/contact", FORM, Referer=f"{EVIL}/page?name=ada")
+    line = f"{EVIL} is refused: ALLOWED_ORIGINS does not list it"
+    assert caplog.messages == [line, line]
+    caplog.clear()
+    preflight(desk)
+    ask(desk, "POST", "/contact", FORM, Origin=SITE)
+    ask(desk, "GET", "/hits?page=/", Origin=SITE)
+    assert caplog.messages == []
+
+
+def test_an_unreadable_origin_is_not_repeated_in_the_log(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    ask(desk, "POST", "/contact", FORM, Origin="https://ada@example.com secret")
+    (line,) = caplog.messages
+    assert line.startswith("An origin that cannot be read is refused")
+
+
 @pytest.mark.parametrize("purpose", ["confirm", "unsubscribe", "not-me"])
 def test_a_mailed_link_works_from_any_page(desk: Desk, purpose: str) -> None:
     desk.post("/newsletter", {"email": "ada@example.com"})

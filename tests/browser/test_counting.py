@@ -269,6 +269,8 @@ def test_the_example_counts_and_shows_its_visits(
     assert chart.evaluate("image => image.naturalWidth") == 720
     assert badge.evaluate("image => image.naturalHeight") == 20
     assert counted(tab.page, desk, "/") == (1, 1)
-    tab.page.goto(f"{site.url}/thanks.html")
-    assert counted(tab.page, desk, "/thanks.html") == (0, 0)  # it has no counter
+    tab.page.goto(f"{site.url}/index.html")  # the same page
+    assert counted(tab.page, desk, "/") == (2, 1)
+    tab.page.goto(f"{site.url}/thanks.html")  # is not counted
+    assert counted(tab.page, desk, "/thanks.html") == (0, 0)
     assert tab.console == []
