@@ -151,7 +151,7 @@ def badge(label: str, value: str, color: str = "", style: str = "flat") -> str:
     )
 
 
-def _px(text: str, size: float = 11) -> float:
+def _px(text: str, size: int = 11) -> float:
     """Measure a text in Verdana of a size, both in px."""
     return round(_width(text) * size / 110, 1)
 
@@ -179,9 +179,9 @@ class Frame(NamedTuple):
     narrow: bool = False  # for a telephone: the sums are below the heading
 
     @property
-    def legend(self) -> float:
+    def legend(self) -> int:
         """The size of the sums' letters."""
-        return 10.5 if self.narrow else 12
+        return 11 if self.narrow else 12
 
 
 SIZES = {"wide": Frame(720, 56, 696, 64), "narrow": Frame(360, 48, 344, 84, True)}
@@ -294,8 +294,8 @@ def _legend(
         "visitors": plural("%(n)s visitor", "%(n)s visitors", visitors),
     }
     widths = {name: _px(text, frame.legend) for name, text in texts.items()}
-    gap = 26 if frame.narrow else 36
-    x = 32.0 if frame.narrow else 704 - gap - sum(widths.values())
+    gap = 22 if frame.narrow else 36
+    x = 28.0 if frame.narrow else 704 - gap - sum(widths.values())
     placed = []
     for name, text in texts.items():
         placed.append((name, round(x, 1), text, widths[name]))
