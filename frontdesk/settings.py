@@ -17,7 +17,7 @@ from frontdesk import colours
 from frontdesk.languages import language_code
 from frontdesk.times import Calendar
 
-VERSION = "1.0.0"
+VERSION = "2.0.0"
 
 # What the server puts in place of an X-Forwarded-For that was sent twice.
 TWO_LINES = "two lines"
