@@ -11,6 +11,7 @@ from playwright.sync_api import expect
 from tests.browser.conftest import Audit, Desk, Tab
 
 TOKEN = "the owner's own token"
+OWNER = {"username": "me", "password": TOKEN}
 HELD = {"email": "bob@example.com", "message": "Buy now", "_gotcha": "x"}
 OPEN = {
     "email": "ada@example.com",
