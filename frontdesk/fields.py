@@ -27,11 +27,14 @@ _ASIDE = re.compile(r"[(（【][^)）】]*[)）】]?|[*＊:：?？]+\s*$")
 _SEPARATORS = re.compile(r"[/|(（【,]|\bor\b")
 
 
-@lru_cache(maxsize=4096)
 def meaning(name: str) -> str:
     """Return what a field's name means, one of the sections of fields.txt, or ""."""
-    if len(name) > MAX_NAME:
-        return ""
+    # Before the cache: it would keep whatever length a client sends.
+    return "" if len(name) > MAX_NAME else _meaning(name)
+
+
+@lru_cache(maxsize=4096)
+def _meaning(name: str) -> str:
     if _MAILCHIMPS_TRAP.fullmatch(name):
         return "honeypot"
     words = _words()[0]

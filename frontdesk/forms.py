@@ -144,8 +144,11 @@ def read(req: Request) -> Form:
     leaves: list[tuple[str, Any]] = []
     for name, value in pairs:
         _flatten(name, value, leaves)
+    # Each name once: in a list it may stand for thousands of values.
+    given = {name for name, _ in leaves}
+    names = {name: " ".join(clean(name).split()) for name in given}
     form = Form(
-        (" ".join(clean(name).split()), clean(_plain(value)))
+        (names[name], clean(_plain(value)))
         for name, value in leaves
         if value is not FILE
     )

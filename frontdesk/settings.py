@@ -21,6 +21,7 @@ VERSION = "2.0.0"
 
 # What the server puts in place of an X-Forwarded-For that was sent twice.
 TWO_LINES = "two lines"
+MAX_URL = 8190  # characters, as gunicorn takes of a header
 MAX_HOST = 253  # characters, of which 63 in a row; RFC 1035
 MAILJET_API_URL = "https://api.mailjet.com/"
 ALIKE = 0.85  # of two names, from 0 to 1: ALLOWED_ORIGIN and ALLOWED_ORIGINS are
@@ -63,9 +64,14 @@ class Address(NamedTuple):
     email: str
 
 
-@lru_cache(maxsize=256)
 def origin_of(url: str) -> str | None:
     """Return the origin of an http(s) URL as browsers write it, else None."""
+    # Before the cache: it would keep whatever length a client sends.
+    return None if len(url) > MAX_URL else _origin_of(url)
+
+
+@lru_cache(maxsize=256)
+def _origin_of(url: str) -> str | None:
     if not url or "\\" in url or "@" in url.partition("://")[2].partition("/")[0]:
         return None
     try:
