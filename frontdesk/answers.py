@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import Container, Mapping
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 import falcon
@@ -388,6 +389,10 @@ def _sent(req: Request, status: int) -> Mapping[str, str] | None:
             values = forms.read(req)
         except falcon.HTTPError:
             values = getattr(req.context, "form", None)
+    if values and len(values) > forms.MAX_NAMES:
+        # Each becomes a field of the page, also for who is over the limit.
+        filled = ((name, text) for name, text in values.items() if text)
+        return dict(islice(filled, forms.MAX_NAMES))
     return values
 
 
