@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from email.utils import getaddresses
 from functools import cached_property, lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from frontdesk import colours
@@ -25,6 +25,8 @@ MAX_URL = 8190  # characters, as gunicorn takes of a header
 MAX_HOST = 253  # characters, of which 63 in a row; RFC 1035
 MAILJET_API_URL = "https://api.mailjet.com/"
 ALIKE = 0.85  # of two names, from 0 to 1: ALLOWED_ORIGIN and ALLOWED_ORIGINS are
+MAILJET_KEYS = ("MJ_APIKEY_PUBLIC", "MJ_APIKEY_PRIVATE")
+EVERY_ORIGIN: tuple[str, ...] = ("*",)
 SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
 
 T = TypeVar("T")
@@ -55,6 +57,9 @@ class Window:
     def tolerance(self) -> int:
         """Return how far ahead of that one may be, so that a burst passes."""
         return self.step * (self.quota - 1)
+
+
+Windows = tuple[Window, ...]
 
 
 class Address(NamedTuple):
@@ -108,7 +113,7 @@ class Origins:
     """The origins of the owner's pages; ``*`` stands for every one."""
 
     def __init__(self, listed: tuple[str, ...], own: str | None = None) -> None:
-        self.any = listed == ("*",)
+        self.any = listed == EVERY_ORIGIN
         self._listed = {self._site(origin) for origin in listed}
         self._sites = self._listed | {self._site(own)} if own else self._listed
 
@@ -127,251 +132,7 @@ class Origins:
         return origin is not None and self._site(origin) in self._listed
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What the owner chose, or the defaults."""
-
-    secret_keys: tuple[str, ...] = ()  # newest first; none: the database keeps one
-    database_url: str = "sqlite:///frontdesk.db"
-    public_url: str = "http://localhost:8000"
-    allowed_origins: tuple[str, ...] = ("*",)
-    site_name: str = "localhost"
-    thanks_url: str | None = None
-    mail_from: Address | None = None
-    mail_to: Address | None = None
-    mailjet_key: tuple[str, str] | None = None
-    mailjet_api_url: str = MAILJET_API_URL
-    mailjet_list_id: str | None = None
-    confirm_mails_per_day: int = 100
-    admin_token: str | None = None
-    trusted_hops: int = 0
-    client_ip_header: str | None = None
-    contact_limit: tuple[Window, ...] = (
-        Window(5, 60),
-        Window(30, 3600),
-        Window(100, 86400),
-    )
-    newsletter_limit: tuple[Window, ...] = (Window(5, 60), Window(20, 3600))
-    hits_limit: tuple[Window, ...] = (Window(120, 60),)
-    hits_ignore: tuple[Network, ...] = ()
-    max_pages: int = 10000
-    time_zone: str = "UTC"
-    letter: str = "monthly"
-    retention_days: int = 0
-    site_language: str = "en"
-    template_dir: Path | None = None
-    accent_color: str | None = None
-    logo_url: str | None = None
-    ephemeral: bool = False
-    port: int = 8000
-    workers: int = 1
-    threads: int = 8
-    outbox: str = "thread"
-    # Sentences for the log at start: what is not wrong, but perhaps not meant.
-    hints: tuple[str, ...] = field(default=(), compare=False)
-
-    @cached_property
-    def origins(self) -> Origins:
-        """The allowed origins, our own pages' among them."""
-        return Origins(self.allowed_origins, origin_of(self.public_url))
-
-    @cached_property
-    def calendar(self) -> Calendar:
-        """The days of TIME_ZONE."""
-        return Calendar(self.time_zone)
-
-    @cached_property
-    def hosts(self) -> tuple[str, ...]:
-        """The hosts of the owner's site, as spam names it."""
-        listed = [urlsplit(origin).hostname or "" for origin in self.allowed_origins]
-        return tuple({host for host in (self.site_name, *listed) if "." in host})
-
-    @cached_property
-    def root(self) -> str:
-        """The path that a proxy in front takes off, if PUBLIC_URL has one."""
-        return urlsplit(self.public_url).path
-
-    @property
-    def knows_its_address(self) -> bool:
-        """Whether PUBLIC_URL or the platform told where visitors reach the service."""
-        return self.public_url != f"http://localhost:{self.port}"
-
-    @property
-    def syncs_list(self) -> bool:
-        """Whether changes of the sign-up list go to Mailjet's."""
-        return self.mailjet_list_id is not None
-
-    @classmethod
-    def from_environ(cls, environ: Mapping[str, str]) -> Settings:
-        """Read and check all settings.
-
-        Raises SettingsError with every problem at once.
-        """
-        return _Reader(environ).checked()
-
-
-class _Reader:
-    """Reads one variable after the other and keeps what was wrong."""
-
-    def __init__(self, environ: Mapping[str, str]) -> None:
-        # A platform's form leaves untouched fields as empty strings.
-        self.environ = {k: v.strip() for k, v in environ.items() if v.strip()}
-        self.problems: list[str] = []
-        self.known = {"MJ_APIKEY_PUBLIC", "MJ_APIKEY_PRIVATE"}  # grows with read()
-        self.heroku = "DYNO" in self.environ
-        self.render = "RENDER" in self.environ
-
-    def checked(self) -> Settings:
-        settings = self.settings()
-        self.check_mail(settings)
-        self.check_secret()
-        self.check_sqlite(settings)
-        if self.problems:
-            raise SettingsError([*self.problems, *self.misspelt()])
-        return replace(settings, hints=(*self.misspelt(), *_whereabouts(settings)))
-
-    def settings(self) -> Settings:
-        port = self.read("PORT", _whole(1, 65535), 8000)
-        every: tuple[str, ...] = ("*",)
-        origins = self.read("ALLOWED_ORIGINS", _origins, every)
-        public_url = self.public_url(port)
-        home = public_url if origins == every else origins[0]
-        return Settings(
-            secret_keys=self.read("SECRET_KEY", _secret_keys, ()),
-            database_url=self.read("DATABASE_URL", _database, Settings.database_url),
-            public_url=public_url,
-            allowed_origins=origins,
-            site_name=self.read("SITE_NAME", _line, urlsplit(home).hostname or ""),
-            thanks_url=self.read("THANKS_URL", _url, None),
-            mail_from=self.read("MAIL_FROM", _address, None),
-            mail_to=self.read("MAIL_TO", _address, None),
-            mailjet_key=self.mailjet_key(),
-            mailjet_api_url=self.read("MAILJET_API_URL", _mailjet_url, MAILJET_API_URL),
-            mailjet_list_id=self.read("MAILJET_LIST_ID", _digits, None),
-            confirm_mails_per_day=self.read(
-                "CONFIRM_MAILS_PER_DAY",
-                _whole(0, 10**6),
-                Settings.confirm_mails_per_day,
-            ),
-            admin_token=self.read("ADMIN_TOKEN", _token, None),
-            trusted_hops=self.read("TRUSTED_HOPS", _whole(0, 10), int(self.heroku)),
-            client_ip_header=self.read(
-                "CLIENT_IP_HEADER", _header, "CF-Connecting-IP" if self.render else None
-            ),
-            contact_limit=self.read("CONTACT_LIMIT", _limit, Settings.contact_limit),
-            newsletter_limit=self.read(
-                "NEWSLETTER_LIMIT", _limit, Settings.newsletter_limit
-            ),
-            hits_limit=self.read("HITS_LIMIT", _limit, Settings.hits_limit),
-            hits_ignore=self.read("HITS_IGNORE", _networks, ()),
-            time_zone=self.read("TIME_ZONE", _zone, "UTC"),
-            letter=self.read("LETTER", _one_of("weekly", "monthly", "off"), "monthly"),
-            max_pages=self.read("MAX_PAGES", _whole(1, 10**7), Settings.max_pages),
-            retention_days=self.read("RETENTION_DAYS", _whole(0, 36500), 0),
-            site_language=self.read("SITE_LANGUAGE", language_code, "en"),
-            template_dir=self.read("TEMPLATE_DIR", _templates, None),
-            accent_color=self.read("ACCENT_COLOR", _color, None),
-            logo_url=self.read("LOGO_URL", _logo(Origins(origins, public_url)), None),
-            ephemeral=self.read("ALLOW_EPHEMERAL", _whole(0, 1), 0) == 1,
-            port=port,
-            workers=self.read("WEB_CONCURRENCY", _whole(1, 64), 1),
-            threads=self.read("WEB_THREADS", _whole(1, 64), Settings.threads),
-            outbox=self.read("OUTBOX", _one_of("thread", "request"), "thread"),
-        )
-
-    def misspelt(self) -> list[str]:
-        """Return a sentence for each variable that looks like one of ours."""
-        unset = self.known - self.environ.keys()
-        found = []
-        for name in sorted(self.environ.keys() - self.known):
-            # Comparing each with each would take 20 ms.
-            begun = [known for known in unset if known[0] == name[0].upper()]
-            if near := get_close_matches(name.upper(), begun, 1, ALIKE):
-                found.append(f"{name}: no such setting, did you mean {near[0]}?")
-        return found
-
-    def read(self, name: str, parse: Callable[[str], T], default: T) -> T:
-        self.known.add(name)
-        if name not in self.environ:
-            return default
-        try:
-            return parse(self.environ[name])
-        except ValueError as error:
-            self.problems.append(f"{name}: {error}")
-            return default
-
-    def public_url(self, port: int) -> str:
-        domain = self.environ.get("HEROKU_APP_DEFAULT_DOMAIN_NAME")
-        fallback = f"https://{domain}" if domain else f"http://localhost:{port}"
-        url = self.read("RENDER_EXTERNAL_URL", _url, fallback)
-        return self.read("PUBLIC_URL", _base_url, url).rstrip("/")
-
-    def mailjet_key(self) -> tuple[str, str] | None:
-        names = ("MJ_APIKEY_PUBLIC", "MJ_APIKEY_PRIVATE")
-        missing = [name for name in names if name not in self.environ]
-        if len(missing) == 1:
-            self.problems.append(f"{missing[0]}: missing, Mailjet needs both keys")
-        if missing:
-            return None
-        return self.environ[names[0]], self.environ[names[1]]
-
-    def check_mail(self, settings: Settings) -> None:
-        if settings.mailjet_key is None:
-            return
-        for name, what in (
-            ("MAIL_FROM", "the sender address verified at Mailjet"),
-            ("MAIL_TO", "the address that messages are sent to"),
-        ):
-            if name not in self.environ:
-                self.problems.append(f"{name}: missing, set it to {what}")
-
-    def check_secret(self) -> None:
-        if (self.heroku or self.render) and "SECRET_KEY" not in self.environ:
-            self.problems.append(
-                "SECRET_KEY: missing, set it to 32 or more random characters "
-                "(openssl rand -hex 32)"
-            )
-
-    def check_sqlite(self, settings: Settings) -> None:
-        path = sqlite_path(settings.database_url)
-        wrong = any(problem.startswith("DATABASE_URL:") for problem in self.problems)
-        if path is None or wrong:
-            return
-        wiped = self.heroku or (self.render and not _on_mounted_disk(path))
-        if wiped and not settings.ephemeral:
-            way = (
-                "attach Postgres (heroku addons:create heroku-postgresql)"
-                if self.heroku
-                else "attach a disk and point DATABASE_URL to a file on it, or use "
-                "Postgres"
-            )
-            self.problems.append(
-                f"DATABASE_URL: {path} lies on a disk that this platform wipes at each "
-                f"restart, and the sign-up list with it: {way}; ALLOW_EPHEMERAL=1 "
-                "overrides this"
-            )
-        elif not path.parent.is_dir():
-            self.problems.append(f"DATABASE_URL: cannot use {path}: no such folder")
-
-
-def _whereabouts(settings: Settings) -> list[str]:
-    if settings.knows_its_address:
-        return []
-    return [
-        f"PUBLIC_URL: not set, so that links in mails lead to {settings.public_url}. "
-        "On a server, set it to the address that visitors reach."
-    ]
-
-
-def sqlite_path(database_url: str) -> Path | None:
-    """Return the absolute path of a SQLite URL's file, None for Postgres."""
-    if not database_url.startswith("sqlite:///"):
-        return None
-    return Path(unquote(database_url.removeprefix("sqlite:///"))).absolute()
-
-
-def _on_mounted_disk(path: Path) -> bool:
-    return any(parent.is_mount() for parent in path.parents if parent != Path("/"))
+# --- what each variable may hold -------------------------------------------------
 
 
 def _one_of(*words: str) -> Callable[[str], str]:
@@ -390,6 +151,10 @@ def _whole(low: int, high: int) -> Callable[[str], int]:
         return int(text)
 
     return parse
+
+
+def _switch(text: str) -> bool:
+    return _whole(0, 1)(text) == 1
 
 
 def _secret_keys(text: str) -> tuple[str, ...]:
@@ -423,7 +188,7 @@ def _url(text: str) -> str:
 def _base_url(text: str) -> str:
     if "?" in text or "#" in text:
         raise ValueError("must end with a host or a path, links are made of it")
-    return _url(text)
+    return _url(text).rstrip("/")
 
 
 def _mailjet_url(text: str) -> str:
@@ -448,21 +213,16 @@ def _color(text: str) -> str:
     return text
 
 
-def _logo(origins: Origins) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if not _url(text).startswith("https://"):
-            raise ValueError("must be an https URL")
-        if not origins.allows(text):
-            raise ValueError("must lie on one of ALLOWED_ORIGINS")
-        return text
-
-    return parse
+def _https_url(text: str) -> str:
+    if not _url(text).startswith("https://"):
+        raise ValueError("must be an https URL")
+    return text
 
 
 def _origins(text: str) -> tuple[str, ...]:
     entries = [entry.strip() for entry in text.split(",") if entry.strip()]
     if "*" in entries:
-        return ("*",)
+        return EVERY_ORIGIN
     origins = []
     for entry in entries:
         origin = origin_of(entry)
@@ -529,14 +289,240 @@ def _header(text: str) -> str:
     return text
 
 
-def _limit(text: str) -> tuple[Window, ...]:
+_WINDOW = re.compile(r"\s*([0-9]{1,6})\s*/\s*(second|minute|hour|day)s?\s*")
+
+
+def _limit(text: str) -> Windows:
     quotas: dict[int, int] = {}
     for part in text.split(";"):
-        match = re.fullmatch(
-            r"\s*([0-9]{1,6})\s*/\s*(second|minute|hour|day)s?\s*", part
-        )
+        match = _WINDOW.fullmatch(part)
         if not match or int(match[1]) == 0:
             raise ValueError("must look like 5/minute or 5/minute;30/hour")
         quota, seconds = int(match[1]), SECONDS[match[2]]
         quotas[seconds] = min(quota, quotas.get(seconds, quota))
     return tuple(Window(quota, seconds) for seconds, quota in quotas.items())
+
+
+# --- the settings ----------------------------------------------------------------
+
+CONTACT_LIMIT = (Window(5, 60), Window(30, 3600), Window(100, 86400))
+NEWSLETTER_LIMIT = (Window(5, 60), Window(20, 3600))
+
+
+def _read(variable: str, parse: Callable[[str], T], default: T) -> T:
+    """Return a field of Settings that is read from a variable."""
+    metadata = {"variable": variable, "parse": parse}
+    made: T = field(default=default, metadata=metadata)
+    return made
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the owner chose, or the defaults."""
+
+    # Newest first; none: the database keeps one.
+    secret_keys: tuple[str, ...] = _read("SECRET_KEY", _secret_keys, ())
+    database_url: str = _read("DATABASE_URL", _database, "sqlite:///frontdesk.db")
+    public_url: str = _read("PUBLIC_URL", _base_url, "http://localhost:8000")
+    allowed_origins: tuple[str, ...] = _read("ALLOWED_ORIGINS", _origins, EVERY_ORIGIN)
+    site_name: str = _read("SITE_NAME", _line, "localhost")
+    thanks_url: str | None = _read("THANKS_URL", _url, None)
+    mail_from: Address | None = _read("MAIL_FROM", _address, None)
+    mail_to: Address | None = _read("MAIL_TO", _address, None)
+    mailjet_key: tuple[str, str] | None = None
+    mailjet_api_url: str = _read("MAILJET_API_URL", _mailjet_url, MAILJET_API_URL)
+    mailjet_list_id: str | None = _read("MAILJET_LIST_ID", _digits, None)
+    confirm_mails_per_day: int = _read("CONFIRM_MAILS_PER_DAY", _whole(0, 10**6), 100)
+    admin_token: str | None = _read("ADMIN_TOKEN", _token, None)
+    trusted_hops: int = _read("TRUSTED_HOPS", _whole(0, 10), 0)
+    client_ip_header: str | None = _read("CLIENT_IP_HEADER", _header, None)
+    contact_limit: Windows = _read("CONTACT_LIMIT", _limit, CONTACT_LIMIT)
+    newsletter_limit: Windows = _read("NEWSLETTER_LIMIT", _limit, NEWSLETTER_LIMIT)
+    hits_limit: Windows = _read("HITS_LIMIT", _limit, (Window(120, 60),))
+    hits_ignore: tuple[Network, ...] = _read("HITS_IGNORE", _networks, ())
+    max_pages: int = _read("MAX_PAGES", _whole(1, 10**7), 10000)
+    time_zone: str = _read("TIME_ZONE", _zone, "UTC")
+    letter: str = _read("LETTER", _one_of("weekly", "monthly", "off"), "monthly")
+    retention_days: int = _read("RETENTION_DAYS", _whole(0, 36500), 0)
+    site_language: str = _read("SITE_LANGUAGE", language_code, "en")
+    template_dir: Path | None = _read("TEMPLATE_DIR", _templates, None)
+    accent_color: str | None = _read("ACCENT_COLOR", _color, None)
+    logo_url: str | None = _read("LOGO_URL", _https_url, None)
+    ephemeral: bool = _read("ALLOW_EPHEMERAL", _switch, False)
+    port: int = _read("PORT", _whole(1, 65535), 8000)
+    workers: int = _read("WEB_CONCURRENCY", _whole(1, 64), 1)
+    threads: int = _read("WEB_THREADS", _whole(1, 64), 8)
+    outbox: str = _read("OUTBOX", _one_of("thread", "request"), "thread")
+    # Sentences for the log at start: what is not wrong, but perhaps not meant.
+    hints: tuple[str, ...] = field(default=(), compare=False)
+
+    @cached_property
+    def origins(self) -> Origins:
+        """The allowed origins, our own pages' among them."""
+        return Origins(self.allowed_origins, origin_of(self.public_url))
+
+    @cached_property
+    def calendar(self) -> Calendar:
+        """The days of TIME_ZONE."""
+        return Calendar(self.time_zone)
+
+    @cached_property
+    def hosts(self) -> tuple[str, ...]:
+        """The hosts of the owner's site, as spam names it."""
+        listed = [urlsplit(origin).hostname or "" for origin in self.allowed_origins]
+        return tuple({host for host in (self.site_name, *listed) if "." in host})
+
+    @cached_property
+    def root(self) -> str:
+        """The path that a proxy in front takes off, if PUBLIC_URL has one."""
+        return urlsplit(self.public_url).path
+
+    @property
+    def knows_its_address(self) -> bool:
+        """Whether PUBLIC_URL or the platform told where visitors reach the service."""
+        return self.public_url != f"http://localhost:{self.port}"
+
+    @property
+    def syncs_list(self) -> bool:
+        """Whether changes of the sign-up list go to Mailjet's."""
+        return self.mailjet_list_id is not None
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str]) -> Settings:
+        """Read and check all settings.
+
+        Raises SettingsError with every problem at once.
+        """
+        return _Reader(environ).checked()
+
+
+class _Reader:
+    """Reads one variable after the other and keeps what was wrong."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        # A platform's form leaves untouched fields as empty strings.
+        self.environ = {k: v.strip() for k, v in environ.items() if v.strip()}
+        self.problems: list[str] = []
+        self.known = {*MAILJET_KEYS}  # grows with read()
+        self.heroku = "DYNO" in self.environ
+        self.render = "RENDER" in self.environ
+
+    def checked(self) -> Settings:
+        settings = self.settings()
+        self.check_mail(settings)
+        self.check_secret()
+        self.check_sqlite(settings)
+        self.check_logo(settings)
+        hints = self.misspelt()
+        if self.problems:
+            raise SettingsError([*self.problems, *hints])
+        if not settings.knows_its_address:
+            hints.append(
+                "PUBLIC_URL: not set, so that links in mails lead to "
+                f"{settings.public_url}. On a server, set it to the address that "
+                "visitors reach."
+            )
+        return replace(settings, hints=tuple(hints))
+
+    def settings(self) -> Settings:
+        read = {f.name: self.read(**f.metadata) for f in fields(Settings) if f.metadata}
+        chosen = {name: value for name, value in read.items() if value is not None}
+        url = self.platform_url() or f"http://localhost:{chosen.get('port', 8000)}"
+        origins = chosen.get("allowed_origins", EVERY_ORIGIN)
+        home = chosen.get("public_url", url) if origins == EVERY_ORIGIN else origins[0]
+        defaults = {
+            "public_url": url,
+            "site_name": urlsplit(home).hostname or "",
+            "trusted_hops": int(self.heroku),
+            "client_ip_header": "CF-Connecting-IP" if self.render else None,
+        }
+        return Settings(**{**defaults, **chosen}, mailjet_key=self.mailjet_key())
+
+    def misspelt(self) -> list[str]:
+        """Return a sentence for each variable that looks like one of ours."""
+        unset = self.known - self.environ.keys()
+        found = []
+        for name in sorted(self.environ.keys() - self.known):
+            # Comparing each with each would take 20 ms.
+            begun = [known for known in unset if known[0] == name[0].upper()]
+            if near := get_close_matches(name.upper(), begun, 1, ALIKE):
+                found.append(f"{name}: no such setting, did you mean {near[0]}?")
+        return found
+
+    def read(self, variable: str, parse: Callable[[str], Any]) -> Any:
+        """Return what a variable holds, None where it is not set or is wrong."""
+        self.known.add(variable)
+        try:
+            text = self.environ.get(variable)
+            return None if text is None else parse(text)
+        except ValueError as error:
+            self.problems.append(f"{variable}: {error}")
+            return None
+
+    def platform_url(self) -> str | None:
+        """Return what the platform says that the service is reached by."""
+        domain = self.environ.get("HEROKU_APP_DEFAULT_DOMAIN_NAME")
+        url: str | None = self.read("RENDER_EXTERNAL_URL", _url)
+        url = url or (f"https://{domain}" if domain else None)
+        return url and url.rstrip("/")
+
+    def mailjet_key(self) -> tuple[str, str] | None:
+        missing = [name for name in MAILJET_KEYS if name not in self.environ]
+        if len(missing) == 1:
+            self.problems.append(f"{missing[0]}: missing, Mailjet needs both keys")
+        if missing:
+            return None
+        public, private = MAILJET_KEYS
+        return self.environ[public], self.environ[private]
+
+    def check_mail(self, settings: Settings) -> None:
+        needed = {
+            "MAIL_FROM": "the sender address verified at Mailjet",
+            "MAIL_TO": "the address that messages are sent to",
+        }
+        for name, what in needed.items() if settings.mailjet_key else ():
+            if name not in self.environ:
+                self.problems.append(f"{name}: missing, set it to {what}")
+
+    def check_secret(self) -> None:
+        if (self.heroku or self.render) and "SECRET_KEY" not in self.environ:
+            self.problems.append(
+                "SECRET_KEY: missing, set it to 32 or more random characters "
+                "(openssl rand -hex 32)"
+            )
+
+    def check_sqlite(self, settings: Settings) -> None:
+        path = sqlite_path(settings.database_url)
+        wrong = any(problem.startswith("DATABASE_URL:") for problem in self.problems)
+        if path is None or wrong:
+            return
+        wiped = self.heroku or (self.render and not _on_mounted_disk(path))
+        if wiped and not settings.ephemeral:
+            way = (
+                "attach Postgres (heroku addons:create heroku-postgresql)"
+                if self.heroku
+                else "attach a disk and point DATABASE_URL to a file on it, or use "
+                "Postgres"
+            )
+            self.problems.append(
+                f"DATABASE_URL: {path} lies on a disk that this platform wipes at each "
+                f"restart, and the sign-up list with it: {way}; ALLOW_EPHEMERAL=1 "
+                "overrides this"
+            )
+        elif not path.parent.is_dir():
+            self.problems.append(f"DATABASE_URL: cannot use {path}: no such folder")
+
+    def check_logo(self, settings: Settings) -> None:
+        if settings.logo_url and not settings.origins.allows(settings.logo_url):
+            self.problems.append("LOGO_URL: must lie on one of ALLOWED_ORIGINS")
+
+
+def sqlite_path(database_url: str) -> Path | None:
+    """Return the absolute path of a SQLite URL's file, None for Postgres."""
+    if not database_url.startswith("sqlite:///"):
+        return None
+    return Path(unquote(database_url.removeprefix("sqlite:///"))).absolute()
+
+
+def _on_mounted_disk(path: Path) -> bool:
+    return any(parent.is_mount() for parent in path.parents if parent != Path("/"))
