@@ -10,6 +10,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -205,39 +206,24 @@ class People(Resource):
         succeed(resp, "", erased, messages=messages, subscribers=subscribers)
 
 
+@dataclass(frozen=True)
 class Checkup:
     """What is set up well and what to mend, for the doctor, the desk and the letter."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        database: Database,
-        transport: Transport,
-        links: Links,
-        language: Language,
-        clock: Callable[[], float],
-        mail_seconds: float = MAIL_SECONDS,
-    ) -> None:
-        self._settings = settings
-        self._database = database
-        self._transport = transport
-        self._links = links
-        self._language = language
-        self._clock = clock
-        self._mail_seconds = mail_seconds
+    settings: Settings
+    database: Database
+    transport: Transport
+    links: Links
+    language: Language
+    clock: Callable[[], float]
+    mail_seconds: float = MAIL_SECONDS
 
     @classmethod
     def of(cls, service: Service, mail_seconds: float = MAIL_SECONDS) -> Checkup:
         """Return the checks of a service."""
-        return cls(
-            service.settings,
-            service.database,
-            service.transport,
-            service.links,
-            service.site.pages.language,
-            service.clock,
-            mail_seconds,
-        )
+        s, language = service, service.site.pages.language
+        parts = (s.settings, s.database, s.transport, s.links, language, s.clock)
+        return cls(*parts, mail_seconds)
 
     def here(self) -> list[Check]:
         """Check what needs nobody else."""
@@ -248,11 +234,11 @@ class Checkup:
 
     def mailjet(self) -> list[Check]:
         """Ask Mailjet about keys, sender, list and events; it may take seconds."""
-        return self._ask(self._transport.check(self._settings, self._links))
+        return self._ask(self.transport.check(self.settings, self.links))
 
     def register(self) -> list[Check]:
         """Have Mailjet tell us of its events."""
-        return self._ask(self._transport.register(self._links))
+        return self._ask(self.transport.register(self.links))
 
     def complaints(self) -> list[str]:
         """Return a sentence for all that is not well."""
@@ -261,7 +247,7 @@ class Checkup:
 
     def told(self, check: Check) -> str:
         """Return what a check says, in the site's language."""
-        return self._language.text(check.message, **check.values)
+        return self.language.text(check.message, **check.values)
 
     def _ask(self, checks: Iterator[Check]) -> list[Check]:
         """Ask Mailjet, in a thread: no client bounds the whole of several answers."""
@@ -276,45 +262,45 @@ class Checkup:
                 values = {"error": type(error).__name__}
                 found.append(Check("mail", False, trouble, values))
 
-        if without_threads(self._settings):  # then each request is bounded
-            with within(self._mail_seconds):
+        if without_threads(self.settings):  # then each request is bounded
+            with within(self.mail_seconds):
                 ask()
             return found
         asking = threading.Thread(target=ask, name="doctor", daemon=True)
         asking.start()
-        asking.join(self._mail_seconds)
+        asking.join(self.mail_seconds)
         if not asking.is_alive():
             return found
         late = marked("Mailjet did not answer in %(seconds)s seconds.")
-        values = {"seconds": f"{self._mail_seconds:g}"}
+        values = {"seconds": f"{self.mail_seconds:g}"}
         return [*found, Check("mail", False, late, values)]
 
     def _storage(self) -> Check:
-        values = {"size": -(-self._database.size() // 2**20)}  # rounded up
-        if not self._database.is_sqlite:
-            return Check("database", True, marked("Postgres, %(size)s MB."), values)
-        if not self._settings.ephemeral:
-            message = marked("SQLite on a disk that stays, %(size)s MB.")
-            return Check("database", True, message, values)
-        message = marked(
+        if self.database.is_sqlite:
+            well = marked("SQLite on a disk that stays, %(size)s MB.")
+        else:
+            well = marked("Postgres, %(size)s MB.")
+        wiped = marked(
             "SQLite on a disk that may be wiped (ALLOW_EPHEMERAL=1): attach Postgres "
             "or a disk."
         )
-        return Check("database", False, message)
+        stays = not (self.database.is_sqlite and self.settings.ephemeral)
+        size = {"size": -(-self.database.size() // 2**20)}  # MB, rounded up
+        return Check.of("database", stays, well, wiped, size)
 
     def _disk(self) -> Iterator[Check]:
-        path = self._database.path
+        path = self.database.path
         if path is not None:
             free = shutil.disk_usage(path.parent).free // 2**20
             message = marked("%(free)s MB free.")
             yield Check("disk", free > 100, message, {"free": free})
 
     def _schema(self) -> Check:
-        version = self._database.schema_version()
+        version = self.database.schema_version()
         return Check("schema", True, marked("Version %(name)s."), {"name": version})
 
     def _waiting(self) -> Check:
-        counts = Delivery.summary(self._clock())
+        counts = Delivery.summary(self.clock())
         well = counts["oldest_seconds"] < LATE_SECONDS and not counts["dead"]
         message = marked(
             "%(waiting)s waiting, the oldest for %(oldest_seconds)s seconds; "
@@ -323,42 +309,37 @@ class Checkup:
         return Check("outbox", well, message, counts)
 
     def _undelivered(self) -> Iterator[Check]:
-        count, reason = Message.undelivered(self._clock())
+        count, reason = Message.undelivered(self.clock())
         if count:
-            to = self._settings.mail_to
-            values = {
-                "to": f"{to.email.partition('@')[0] if to else ''}@…",
-                "reason": reason,
-            }
-            message = self._language.plural(
+            to = self.settings.mail_to
+            known = to.email.partition("@")[0] if to else ""
+            message = self.language.plural(
                 "%(n)s mail did not arrive at %(to)s: %(reason)s. Your message is "
                 "safe: read it on /desk, then mend MAIL_TO.",
                 "%(n)s mails did not arrive at %(to)s: %(reason)s. Your messages are "
                 "safe: read them on /desk, then mend MAIL_TO.",
                 count,
-                **values,
+                to=f"{known}@…",
+                reason=reason,
             )
             yield Check("undelivered", False, message)
 
     def _public_url(self) -> Check:
-        url = {"url": self._settings.public_url}
-        if self._settings.public_url.startswith("https://"):
-            return Check(
-                "public_url", True, marked("Links in emails lead to %(url)s."), url
-            )
-        message = marked(
+        url = self.settings.public_url
+        well = marked("Links in emails lead to %(url)s.")
+        mend = marked(
             "Links in emails lead to %(url)s: set PUBLIC_URL to this service's https "
             "address."
         )
-        return Check("public_url", False, message, url)
+        is_https = url.startswith("https://")
+        return Check.of("public_url", is_https, well, mend, {"url": url})
 
     def _origins(self) -> Check:
-        if self._settings.origins.any:
-            message = marked("Every site may send forms: set ALLOWED_ORIGINS to yours.")
-            return Check("allowed_origins", False, message)
-        message = marked("Pages of %(origins)s may send forms.")
-        values = {"origins": ", ".join(self._settings.allowed_origins)}
-        return Check("allowed_origins", True, message, values)
+        well = marked("Pages of %(origins)s may send forms.")
+        mend = marked("Every site may send forms: set ALLOWED_ORIGINS to yours.")
+        listed = {"origins": ", ".join(self.settings.allowed_origins)}
+        named = not self.settings.origins.any
+        return Check.of("allowed_origins", named, well, mend, listed)
 
 
 class Doctor(Resource):
@@ -399,21 +380,21 @@ class Doctor(Resource):
 
     def _client(self, req: Request) -> Check:
         rule, settings = req.context.client_rule, self._settings
-        values = {"rule": rule}
+        ok = True
+        message = marked("Your address is the connection's: no proxy in front.")
         if rule != "socket":
             message = marked(
                 "Your address is told by %(rule)s: compare it with your own."
             )
         elif settings.client_ip_header or settings.trusted_hops:
+            ok = False
             message = marked("The header that should tell your address did not come.")
         elif req.get_header("X-Forwarded-For"):
+            ok = False
             message = marked(
                 "All visitors seem to have a proxy's address: set TRUSTED_HOPS."
             )
-        else:
-            message = marked("Your address is the connection's: no proxy in front.")
-            return Check("client", True, message)
-        return Check("client", rule != "socket", message, values)
+        return Check("client", ok, message, {"rule": rule})
 
 
 class Daily:

@@ -51,6 +51,18 @@ class Check(NamedTuple):
     message: str
     values: Mapping[str, object] = {}
 
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        ok: bool,
+        well: str,
+        mend: str,
+        values: Mapping[str, object] = {},
+    ) -> Check:
+        """Return the line that says well where it is ok, else what to mend."""
+        return cls(name, ok, well if ok else mend, values)
+
 
 class RefusedReplyTo(Refused):
     """Mailjet does not take the Reply-To address."""
@@ -265,10 +277,9 @@ def _sender(settings: Settings, rows: list[dict[str, Any]]) -> Check:
         and str(row.get("Email", "")).lower() in (sender, f"*@{domain}")
         for row in rows
     )
-    if good:
-        return Check("sender", True, marked("MAIL_FROM is validated at Mailjet."))
-    message = marked("MAIL_FROM is not an active sender at Mailjet: validate it there.")
-    return Check("sender", False, message)
+    well = marked("MAIL_FROM is validated at Mailjet.")
+    mend = marked("MAIL_FROM is not an active sender at Mailjet: validate it there.")
+    return Check.of("sender", good, well, mend)
 
 
 def _callbacks(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
