@@ -30,7 +30,6 @@ from frontdesk.answers import (
     wants_html,
 )
 from frontdesk.database import StorageError
-from frontdesk.deliveries import Delivery
 from frontdesk.forms import Contact as ContactForm
 from frontdesk.forms import Rejected
 from frontdesk.languages import marked
@@ -116,7 +115,6 @@ def create_app(
     letter = desk.Letter(settings, composer, checkup)
     outbox = Outbox(
         database,
-        Delivery,
         handlers(settings, composer, transport, letter=letter.compose),
         rounds=[letter.start, owner.Daily(settings, limits)],
         clock=clock,

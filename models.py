@@ -637,12 +637,7 @@ def _erase_messages(condition: Any) -> int:
 def erase(email: str, now: float, sync: bool) -> tuple[int, int]:
     """Delete what is kept of a person; return how many (messages, subscribers)."""
     # By one lower(): SQLite's and Python's differ beyond ASCII.
-    theirs = fn.lower(Message.email) == fn.lower(email)
-    ids = Message.select(Message.id).where(theirs)
-    Delivery.delete().where(Delivery.kind == "contact", Delivery.ref.in_(ids)).execute()
-    Receipt.delete().where(Receipt.message_id.in_(ids)).execute()
-    Lesson.delete().where(Lesson.message_id.in_(ids)).execute()
-    messages = Message.delete().where(theirs).execute()
+    messages = _erase_messages(fn.lower(Message.email) == fn.lower(email))
     Delivery.delete().where(  # a list change that Mailjet never took
         Delivery.kind == "list",
         Delivery.due_at.is_null(),

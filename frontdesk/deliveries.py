@@ -7,9 +7,9 @@ import secrets
 from peewee import BigAutoField, DoubleField, IntegerField, TextField
 
 from frontdesk.database import execute, insert, transaction
-from frontdesk.outbox import LEASE
 from frontdesk.tables import DAY, SKEW, Table, Tally
 
+LEASE = 60  # seconds, longer than the worst attempt: two requests
 LONGEST_WAIT = 3 * DAY  # of a delivery: its last try, or tomorrow's ceiling
 
 
@@ -52,7 +52,7 @@ class Delivery(Table):
 
     @classmethod
     @transaction
-    def claim(cls, now: float, seconds: float) -> Delivery | None:
+    def claim(cls, now: float) -> Delivery | None:
         """Lease the delivery that is due for longest, or return None.
 
         The outer condition repeats the inner one: on Postgres two claimants may pick
@@ -65,7 +65,7 @@ class Delivery(Table):
             "WHERE id = (SELECT id FROM delivery WHERE due_at <= ? "
             "ORDER BY due_at, created_at LIMIT 1) AND due_at <= ? "
             "RETURNING id, kind, ref, created_at, attempts",
-            now + seconds,
+            now + LEASE,
             lease,
             now,
             now,

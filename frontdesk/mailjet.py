@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
 from frontdesk.languages import marked
@@ -37,6 +37,7 @@ LIST_ACTIONS = {
 
 # What is worth an event: https://dev.mailjet.com/email/guides/webhooks/
 EVENT_TYPES = ("sent", "bounce", "blocked", "spam", "unsub")
+FAILURES = (KeysRefused, TryLater, Refused)
 EVENTS = "events"  # what the token in the address of the events says
 
 
@@ -143,31 +144,43 @@ class Mailjet:
         self._clients[version].config.timeout = _timeout()
         return self._clients[version]
 
+    def _call(self, what: str, action: str, version: str = "v3", **more: Any) -> Any:
+        """Make one request and return its answer.
+
+        Raises KeysRefused for 401 and 403, TryLater for what may pass (no answer,
+        408, 429, 5xx, redirects), Refused for every other 4xx.
+        """
+        request = getattr(getattr(self.client(version), what), action)
+        from mailjet_rest.errors import ApiError
+        from requests import RequestException
+
+        try:
+            answer = request(**more, allow_redirects=False)
+        except (ApiError, RequestException) as error:
+            cause = error.__cause__ if isinstance(error, ApiError) else error
+            response = getattr(cause, "response", None)
+            if response is None:
+                raise NoAnswer(type(error).__name__) from None
+            raise _failure_of(response) from None
+        # 304 answers a PUT that changes nothing.
+        if answer.status_code >= 300 and answer.status_code != 304:
+            raise _failure_of(answer)
+        return answer
+
     def send(self, message: dict[str, Any]) -> None:
         """Send one mail; raises Refused, KeysRefused or TryLater."""
-        answer = self.call(
-            lambda: self.client("v3.1").send.create(
-                data={"Messages": [message]}, allow_redirects=False
-            )
-        )
-        try:
+        data = {"Messages": [message]}
+        answer = self._call("send", "create", "v3.1", data=data)
+        with _understood():
             result = answer.json()["Messages"][0]
             status = result["Status"]
-        except (ValueError, LookupError, TypeError) as error:
-            raise TryLater("an answer that is not Mailjet's") from error
         if status != "success":
             raise _failure_within(result)
 
     def sync(self, list_id: str, email: str, standing: str) -> None:
         """Put an address on the contact list or off it."""
-        action = LIST_ACTIONS[standing]
-        self.call(
-            lambda: self.client("v3").contactslist_managecontact.create(
-                id=list_id,
-                data={"Email": email, "Action": action},
-                allow_redirects=False,
-            )
-        )
+        data = {"Email": email, "Action": LIST_ACTIONS[standing]}
+        self._call("contactslist_managecontact", "create", id=list_id, data=data)
 
     def check(self, settings: Settings, links: Links) -> Iterator[Check]:
         """Ask Mailjet about the keys, the sender, the list and the events."""
@@ -177,7 +190,7 @@ class Mailjet:
             message = marked("Mailjet refuses the keys: check MJ_APIKEY_*.")
             yield Check("mailjet", False, message)
             return
-        except (TryLater, Refused) as error:
+        except FAILURES as error:
             yield _not_asked("mailjet", error)
             return
         yield Check("mailjet", True, marked("Mailjet accepts the keys."))
@@ -186,14 +199,14 @@ class Mailjet:
             yield self._list(settings.mailjet_list_id)
         try:
             yield _registered(self._ask("eventcallbackurl"), links)
-        except (KeysRefused, TryLater, Refused) as error:
+        except FAILURES as error:
             yield _not_asked("events", error)
 
     def _list(self, list_id: str) -> Check:
         try:
             self._ask("contactslist", id=list_id)
             return Check("list", True, marked("The contact list is there."))
-        except (KeysRefused, TryLater, Refused) as error:
+        except FAILURES as error:
             message = marked("MAILJET_LIST_ID cannot be reached: %(error)s.")
             return Check("list", False, message, {"error": error})
 
@@ -206,59 +219,33 @@ class Mailjet:
         url = links.url("mailjet", EVENTS)
         # A row that Mailjet has given up is dead, and has to be told to live again.
         address = {"Url": url, "Version": 2, "Status": "alive"}
-        endpoint = self.client("v3").eventcallbackurl
         try:
             rows = _callbacks(self._ask("eventcallbackurl"))
             for kind in EVENT_TYPES:
                 row = rows.get(kind)
                 if row is None:
                     data = {"EventType": kind, **address}
-                    self.call(partial(endpoint.create, data, allow_redirects=False))
+                    self._call("eventcallbackurl", "create", data=data)
                 elif _is_ours(row, links):
-                    self.call(
-                        partial(
-                            endpoint.update, row["ID"], address, allow_redirects=False
-                        )
-                    )
+                    self._call("eventcallbackurl", "update", id=row["ID"], data=address)
             yield _registered(self._ask("eventcallbackurl"), links)
-        except (KeysRefused, TryLater, Refused) as error:
+        except FAILURES as error:
             yield _not_asked("events", error)
 
-    def _ask(self, resource: str, id: str | None = None) -> list[dict[str, Any]]:
+    def _ask(self, what: str, id: str | None = None) -> list[dict[str, Any]]:
         # Without a limit it is 10 rows.
-        endpoint = getattr(self.client("v3"), resource)
-        answer = self.call(
-            lambda: endpoint.get(
-                id=id, filters={"Limit": "1000"}, allow_redirects=False
-            )
-        )
-        try:
+        answer = self._call(what, "get", id=id, filters={"Limit": "1000"})
+        with _understood():
             return [dict(row) for row in answer.json()["Data"]]
-        except (ValueError, LookupError, TypeError) as error:
-            raise TryLater("an answer that is not Mailjet's") from error
 
-    @staticmethod
-    def call(request: Callable[[], Any]) -> Any:
-        """Make one request and return its answer.
 
-        Raises KeysRefused for 401 and 403, TryLater for what may pass (no answer,
-        408, 429, 5xx, redirects), Refused for every other 4xx.
-        """
-        from mailjet_rest.errors import ApiError
-        from requests import RequestException
-
-        try:
-            answer = request()
-        except (ApiError, RequestException) as error:
-            cause = error.__cause__ if isinstance(error, ApiError) else error
-            response = getattr(cause, "response", None)
-            if response is None:
-                raise NoAnswer(type(error).__name__) from None
-            raise _failure_of(response) from None
-        # 304 answers a PUT that changes nothing.
-        if answer.status_code >= 300 and answer.status_code != 304:
-            raise _failure_of(answer)
-        return answer
+@contextmanager
+def _understood() -> Iterator[None]:
+    """Raise TryLater for what comes from something else on the way."""
+    try:
+        yield
+    except (ValueError, LookupError, TypeError) as error:
+        raise TryLater("an answer that is not Mailjet's") from error
 
 
 # --- what the doctor is told -----------------------------------------------------

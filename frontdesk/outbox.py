@@ -1,7 +1,7 @@
 """The delivery loop: takes what is due, hands it over, tries again or gives up.
 
-It is told from outside what there is to deliver (a Queue) and how (one handler for
-each kind); how a handler can fail is said by the exceptions here.
+It is told from outside how to hand over each kind of delivery (a handler); how that
+can fail is said by the exceptions here.
 """
 
 from __future__ import annotations
@@ -16,16 +16,15 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Protocol
 
 from frontdesk.database import Database, StorageError
+from frontdesk.deliveries import Delivery
 from frontdesk.places import place_of
 
 log = logging.getLogger("frontdesk")
 
 # First try at once, then after these seconds, three days in all, then never again.
 BACKOFF = (5, 15, 60, 300, 900, 1800, 3600, 7200, *[14400] * 6, *[28800] * 6)
-LEASE = 60  # seconds, longer than the worst attempt: two requests
 REST = 9  # times the work of a delivery: a tenth of a core is its share
 MAX_REST = 0.1  # seconds, for who waits for the end
 QUIET = 1  # seconds without a visitor, after which no rest is needed
@@ -82,34 +81,6 @@ class NoAnswer(TryLater):
     """Nobody is there, for this delivery as for the next one."""
 
 
-class Claimed(Protocol):
-    """A delivery that is leased to this outbox."""
-
-    id: Any
-    kind: Any
-    ref: Any
-    attempts: Any
-
-    def done(self, now: float) -> None:
-        """Forget it: it was taken."""
-
-    def put_back(self, due_at: float | None, error: str, attempts: int) -> None:
-        """Try again at a time, or never (None)."""
-
-
-class Queue(Protocol):
-    """Where deliveries come from."""
-
-    def claim(self, now: float, seconds: float) -> Any:
-        """Lease the delivery that is due for longest (a Claimed), or return None."""
-
-    def bring_forward(self, now: float) -> None:
-        """Make due what a clock that was ahead has put off for too long."""
-
-    def next_due(self) -> float | None:
-        """Return when the next delivery is due, None when there is none."""
-
-
 Handler = Callable[[str], None]  # of what a delivery refers to
 
 
@@ -129,7 +100,6 @@ class Outbox:
     def __init__(
         self,
         database: Database,
-        queue: Queue,
         handlers: Mapping[str, Handler],
         rounds: Sequence[Callable[[float], None]] = (),
         clock: Callable[[], float] = time.time,
@@ -141,7 +111,6 @@ class Outbox:
         self._alone = threading.Lock()
         self._pid = 0  # of the process that has the thread
         self._database = database
-        self._queue = queue
         self._handlers = handlers
         self._rounds = rounds
         self._clock = clock
@@ -151,7 +120,7 @@ class Outbox:
         self._stopping = False
         self._give_up_at = 0.0  # of time.monotonic()
         self._thread: threading.Thread | None = None
-        self._holding: Claimed | None = None
+        self._holding: Delivery | None = None
         self.paused_until = 0.0
 
     def visitor_came(self) -> None:
@@ -248,7 +217,7 @@ class Outbox:
 
     def _seconds_to_next(self) -> float:
         now = self._clock()
-        due = self._queue.next_due() or now + IDLE
+        due = Delivery.next_due() or now + IDLE
         if self.is_paused():
             due = max(due, self.paused_until)
         return min(max(due - now, 0.0), IDLE)
@@ -266,15 +235,15 @@ class Outbox:
     def drain(self) -> None:
         """Deliver everything that is due, or what within() leaves time for."""
         self._database.enter()
-        self._queue.bring_forward(self._clock())
+        Delivery.bring_forward(self._clock())
         done = 0
         while not self._stopping and self._has_time(done):
             # 1. Look whether anything is due, without a write.
-            now, due_at = self._clock(), self._queue.next_due()
+            now, due_at = self._clock(), Delivery.next_due()
             if self.is_paused() or due_at is None or now < due_at:
                 return
             # 2. Lease the oldest; another worker may have been faster.
-            delivery = self._queue.claim(now, LEASE)
+            delivery = Delivery.claim(now)
             if delivery is None:
                 continue
             # 3. Hand it over, and write down what became of it.
@@ -288,7 +257,7 @@ class Outbox:
             if visited and not self.in_requests:
                 self._sleep(min(REST * (time.thread_time() - started), MAX_REST))
 
-    def _deliver(self, delivery: Claimed) -> None:
+    def _deliver(self, delivery: Delivery) -> None:
         try:
             self._handlers[delivery.kind](delivery.ref)
         except KeysRefused as error:
@@ -311,7 +280,7 @@ class Outbox:
         else:
             delivery.done(self._clock())
 
-    def _later(self, delivery: Claimed, reason: str, retry_after: float) -> None:
+    def _later(self, delivery: Delivery, reason: str, retry_after: float) -> None:
         if delivery.attempts > len(BACKOFF):
             self._bury(delivery, f"{reason}, for three days")
             return
@@ -319,7 +288,7 @@ class Outbox:
         log.warning("outbox: %s %s later, %s", delivery.kind, delivery.id, reason)
         delivery.put_back(self._clock() + wait, reason, delivery.attempts)
 
-    def _bury(self, delivery: Claimed, reason: str) -> None:
+    def _bury(self, delivery: Delivery, reason: str) -> None:
         log.error("outbox: %s %s is dead, %s", delivery.kind, delivery.id, reason)
         delivery.put_back(None, reason, delivery.attempts)
 

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from frontdesk.database import current, execute
+from frontdesk.deliveries import LEASE
 from frontdesk.mailjet import TIMEOUT, Mailjet
 from frontdesk.outbox import (
     BACKOFF,
-    LEASE,
     PAUSE,
     KeysRefused,
     NoAnswer,
@@ -62,9 +62,7 @@ def another_outbox(
     composer = Composer(desk.settings, service.links, service.site.pages)
     hand_over = handlers(desk.settings, composer, transport, composer.test)
     rounds = [Daily(desk.settings, service.limits)]
-    outbox = Outbox(
-        service.database, Delivery, hand_over, rounds, desk.clock, **options
-    )
+    outbox = Outbox(service.database, hand_over, rounds, desk.clock, **options)
     return outbox, transport
 
 
@@ -301,18 +299,18 @@ def test_mailjets_events_and_the_platform_are_no_visitors(desk: Desk) -> None:
 
 def test_a_claimed_delivery_is_nobody_elses(desk: Desk, clock: Clock) -> None:
     write(desk)
-    first = Delivery.claim(clock(), LEASE)
+    first = Delivery.claim(clock())
     assert first is not None
-    assert Delivery.claim(clock(), LEASE) is None
+    assert Delivery.claim(clock()) is None
     clock.advance(LEASE - 1)
-    assert Delivery.claim(clock(), LEASE) is None
+    assert Delivery.claim(clock()) is None
 
 
 def test_who_dies_with_a_delivery_leaves_it_to_the_others(
     desk: Desk, clock: Clock
 ) -> None:
     write(desk)
-    Delivery.claim(clock(), LEASE)  # and never comes back
+    Delivery.claim(clock())  # and never comes back
     assert desk.drain() == []
     clock.advance(LEASE)
     assert len(desk.drain()) == 1
@@ -323,10 +321,10 @@ def test_who_comes_back_after_the_lease_changes_nothing(
     desk: Desk, clock: Clock
 ) -> None:
     write(desk)
-    slow = Delivery.claim(clock(), LEASE)
+    slow = Delivery.claim(clock())
     assert slow is not None
     clock.advance(LEASE)
-    quick = Delivery.claim(clock(), LEASE)
+    quick = Delivery.claim(clock())
     assert quick is not None
     before = waiting()
     slow.put_back(None, "too late", 1)
