@@ -318,16 +318,15 @@ class Contact(Resource):
         """Judge a submission, and put the fingerprint of its text into the row."""
         from frontdesk import spam  # with the first message, not at start
 
-        fingerprint = spam.fingerprint(contact.text)
-        row["echo"] = next(iter(fingerprint), "")
-        echoes = Message.echoes(row["echo"], row["client"], now)
-        return spam.judge(
+        said = spam.read(
             *(contact.text, contact.name, contact.subject, contact.extra.values()),
             hosts=self._settings.hosts,
-            request=_signs(req, contact.honeypot, now)._replace(
-                echoes=echoes, taught=Lesson.recall(fingerprint)
-            ),
         )
+        row["echo"] = next(iter(said.fingerprint), "")
+        echoes = Message.echoes(row["echo"], row["client"], now)
+        taught = Lesson.recall(said.fingerprint)
+        signs = _signs(req, contact.honeypot, now)
+        return spam.judge(said, signs._replace(echoes=echoes, taught=taught))
 
     @staticmethod
     def _keys(req: Request, contact: ContactForm) -> dict[str, int]:

@@ -6,13 +6,14 @@ writes spam-weights.txt); what is known of the request has weights set by hand.
 
 import math
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, lru_cache
-from heapq import nlargest, nsmallest
+from heapq import nlargest
 from itertools import pairwise, repeat
+from operator import xor
 from pathlib import Path
 from typing import NamedTuple
+from unicodedata import normalize
 from zlib import crc32
 
 from frontdesk.languages import marked
@@ -29,20 +30,18 @@ WEIGHTS = Path(__file__).with_name("spam-weights.txt")
 
 SHORTENERS = """bit.ly clck.ru cutt.ly goo.su is.gd ow.ly rb.gy rebrand.ly s.id
 short.gy shorturl.at t.co t.ly telegra.ph tiny.cc tinyurl.com u.to v.gd vk.cc"""
-THROWAWAY = """.bet .bond .buzz .casino .cf .cfd .click .cyou .date .ga .gq .icu .ink
-.loan .lol .ml .monster .online .pro .quest .rest .sbs .site .space .store .tk .top
-.website .win .xyz"""
-_SHORTENERS = frozenset(SHORTENERS.split())
-_THROWAWAY = tuple(THROWAWAY.split())
+THROWAWAY = """bet bond buzz casino cf cfd click cyou date ga gq icu ink loan lol ml
+monster online pro quest rest sbs site space store tk top website win xyz"""
+_THROWAWAY = tuple(f".{host}" for host in f"{SHORTENERS} {THROWAWAY}".split())
 OPT_OUT = """unsubscribe optout abmelden désabonner désinscrire désinscription
 отписаться отписки"""
 MESSENGERS = "whatsapp telegram skype viber wechat واتساب"
 MONEY = "$ € £ usd eur euro euros dollar dollars руб рублей"
-_BY_WORD = (
-    ("opt out", frozenset(OPT_OUT.split())),
-    ("messenger", frozenset(MESSENGERS.split())),
-    ("money", frozenset(MONEY.split())),
-)
+_BY_WORD = {
+    "opt out": frozenset(OPT_OUT.split()),
+    "messenger": frozenset(MESSENGERS.split()),
+    "money": frozenset(MONEY.split()),
+}
 
 # Every repeat is bounded or can match in one way only: cost grows with length, no more.
 _UNSPACED = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff"  # Thai, Japanese, Chinese
@@ -77,13 +76,6 @@ _HUMP = re.compile(r"[a-z][A-Z]")
 _CODE = re.compile(r"[A-Za-z]{3,20}\d{4,12}[A-Za-z]{3,20}")
 
 
-class Features(NamedTuple):
-    """What the model sees of a message; tools/train_spam.py learns from the same."""
-
-    words: set[str]  # words, pairs of words, and how long words begin ("begin*")
-    signs: list[str]  # what words do not say, each a key of SIGNS
-
-
 SIGNS = {
     "own name": marked("names your site"),
     "link": marked("has a link"),
@@ -100,16 +92,36 @@ SIGNS = {
 }
 
 
-def features(
+Reason = tuple[str, dict[str, str | int]]  # a marked sentence, and its values
+Hit = tuple[int, Reason]  # points, and what for
+
+
+class Reading(NamedTuple):
+    """What a message says; tools/train_spam.py learns from words and signs."""
+
+    words: set[str]  # words, pairs of words, and how long words begin ("begin*")
+    signs: list[str]  # what words do not say, each a key of SIGNS
+    typed: list[Hit]  # what nobody types, with weights set by hand
+    fingerprint: list[str]  # of the text: see fingerprint()
+
+
+def read(
     text: str,
     name: str = "",
     subject: str = "",
     extra: Iterable[str] = (),
     hosts: Sequence[str] = (),
-) -> Features:
-    """Return the words and signs of a message to a site with these hosts."""
-    said = _fold("\n".join((subject, text, *extra)))
-    signs = []
+) -> Reading:
+    """Read a message to a site with these hosts (of SITE_NAME, ALLOWED_ORIGINS).
+
+    A further field of fewer than five words answers what a form asked for (a link, a
+    budget, a choice) and is passed over, and so is a subject that is only a link.
+    """
+    signs: list[str] = []
+    others = [each for each in extra if len(each.split(None, 4)) > 4]
+    rest = _fold("\n".join(("" if _is_link(subject) else subject, *others)))
+    folded = _fold(text)
+    said = everything = f"{rest}\n{folded}"
     if hosts:
         names, pages, own = _own_name(tuple(hosts))
         if any(each in said for each in names):
@@ -120,16 +132,17 @@ def features(
     if "@" in said:
         said = _ADDRESS.sub(" ", said)
     if "://" in said or _LINKISH.search(said):
-        said = _links(said, signs)
+        said = _links(said, signs, alone=_is_link(text))
     if ("<" in said or "[" in said) and _MARKUP.search(said):
         signs.append("markup")
-    words = _words(said)
-    known = set(words)
-    known.update([symbol for symbol in "$€£" if symbol in said])
-    signs += [sign for sign, of in _BY_WORD if not of.isdisjoint(known)]
+    # Nothing was taken out of most messages: the words of their text serve twice.
+    of_text = _words_of_text(folded)
+    words = _words(rest) + of_text if said == everything else _words(said)
+    known = {*words, *(symbol for symbol in "$€£" if symbol in said)}
+    signs += [sign for sign, of in _BY_WORD.items() if not of.isdisjoint(known)]
     known.update([f"{word[:5]}*" for word in known if len(word) > 5])
     known.update(map(" ".join, pairwise(words)))
-    return Features(known, signs)
+    return Reading(known, signs, [*_typed(text, name, subject)], _sketch(of_text))
 
 
 def _fold(text: str) -> str:
@@ -167,8 +180,18 @@ def _own_name(
     return names, re.compile(rf"{start}/\w\S*"), re.compile(rf"{start}(?!\w|\.\w)")
 
 
-def _links(said: str, signs: list[str]) -> str:
-    """Return a text without its links, and add what they are to the signs."""
+def _is_link(text: str) -> bool:
+    """Whether a text is one link and nothing else."""
+    text = text.strip().casefold()
+    return bool(found := _LINK.match(text)) and found.end() == len(text)
+
+
+def _links(said: str, signs: list[str], alone: bool) -> str:
+    """Return a text without its links, and add what they are to the signs.
+
+    alone: the message field holds one link and nothing else. People send these too, a
+    portfolio for example, so that only where it leads counts.
+    """
     links = _LINK.findall(said)
     if not links:
         return said
@@ -176,17 +199,12 @@ def _links(said: str, signs: list[str]) -> str:
     words = len(_words(prose))
     hosts = [(a or b).removeprefix("www.") for a, _, b, _ in links]
     found = {
-        "link": True,
-        "bare link": words < 8,
-        "short with link": 8 <= words < 25,
+        "link": not alone,
+        "bare link": words < 8 and not alone,
+        "short with link": 8 <= words < 25 and not alone,
         "links": len(links) > 2,
         "stuffed": len(links) > 1 and words < 10 * len(links),
-        "throwaway": any(
-            host.endswith(_THROWAWAY)
-            or host in _SHORTENERS
-            or host.partition(".")[2] in _SHORTENERS
-            for host in hosts
-        ),
+        "throwaway": any(f".{host}".endswith(_THROWAWAY) for host in hosts),
         "tracked": f"= {_OWN}" in said,
     }
     signs += [sign for sign, is_there in found.items() if is_there]
@@ -200,18 +218,13 @@ def _is_disguised(word: str) -> bool:
 
 
 def _undisguise(text: str) -> str:
-    text = _STYLED.sub(_plain, _INVISIBLE.sub("", text))
+    # Not the whole text: sorting combining marks takes time by their number squared.
+    text = _STYLED.sub(lambda m: normalize("NFKC", m[0]), _INVISIBLE.sub("", text))
     if _MIXED.search(text):
         text = _LETTERS.sub(
             lambda m: m[0].translate(_TWINS) if _is_disguised(m[0]) else m[0], text
         )
     return text
-
-
-def _plain(styled: re.Match[str]) -> str:
-    """Turn full-width, circled and mathematical letters into the usual ones."""
-    # Not the whole text: sorting combining marks takes time by their number squared.
-    return unicodedata.normalize("NFKC", styled[0])
 
 
 def is_random(text: str) -> bool:
@@ -233,9 +246,6 @@ def is_random(text: str) -> bool:
 
 
 # --- the verdict ---------------------------------------------------------------------
-
-
-Reason = tuple[str, dict[str, str | int]]  # a marked sentence, and its values
 
 
 class Request(NamedTuple):
@@ -272,29 +282,19 @@ class Verdict(NamedTuple):
         return self.points >= HOLD
 
 
-def judge(
-    text: str,
-    name: str = "",
-    subject: str = "",
-    extra: Iterable[str] = (),
-    *,
-    hosts: Sequence[str] = (),
-    request: Request = BROWSER,
-) -> Verdict:
-    """Judge a message to a site with these hosts (of SITE_NAME, ALLOWED_ORIGINS)."""
+def judge(said: Reading, request: Request = BROWSER) -> Verdict:
+    """Judge a message by what it says and how it was sent."""
     if request.taught is False:
         return Verdict(0, [])
-    hits = [*_request_hits(request), *_typed_hits(text, name, subject)]
+    hits = [*_request_hits(request), *said.typed]
     points, reasons = sum(n for n, _ in hits), [reason for _, reason in hits]
-    found = features(text, name, subject, extra, hosts)
-    learned = int(score(found))
-    if learned >= HUNCH:
+    if (learned := int(score(said))) >= HUNCH:
         points += learned
-        reasons += _why(found)
+        reasons += _why(said)
     return Verdict(points, reasons)
 
 
-def score(found: Features) -> float:
+def score(found: Reading) -> float:
     """Return what the model says of a message, in points; honest ones are below 0."""
     weight = _weights().get
     signs = sum(map(weight, (f"={sign}" for sign in found.signs), repeat(0.0)))
@@ -302,26 +302,19 @@ def score(found: Features) -> float:
     return weight("=", 0.0) + signs + words / math.sqrt(max(len(found.words), SHORT))
 
 
-def _is_telling(word: str) -> bool:
-    """Whether a feature tells a reader something: no beginnings, no short words."""
-    return len(word) > 3 and word[-1] != "*"
-
-
-def _why(found: Features) -> list[Reason]:
+def _why(found: Reading) -> list[Reason]:
     """Return the three signs and phrases that weighed most."""
     weight, size = _weights().get, math.sqrt(max(len(found.words), SHORT))
     weighed = [(weight(f"={sign}", 0.0), SIGNS[sign], "") for sign in found.signs]
     phrase = marked("put like spam: “%(phrase)s”")
-    weighed += [
-        (points / size, phrase, word)
-        for word in found.words
-        if (points := weight(word, 0.0)) > 1 and _is_telling(word)
-    ]
+    # Beginnings of words and short words tell a reader nothing.
+    telling = (word for word in found.words if len(word) > 3 and word[-1] != "*")
+    weighed += [(weight(word, 0.0) / size, phrase, word) for word in telling]
     best = [each for each in nlargest(3, weighed) if each[0] > 0.2]
     return [(sentence, {"phrase": word} if word else {}) for _, sentence, word in best]
 
 
-def _request_hits(request: Request) -> Iterable[tuple[int, Reason]]:
+def _request_hits(request: Request) -> Iterable[Hit]:
     if request.taught:
         yield HOLD, (marked("you called nearly the same message spam"), {})
     if request.honeypot:
@@ -342,13 +335,13 @@ def _request_hits(request: Request) -> Iterable[tuple[int, Reason]]:
         yield (6 if request.echoes > 2 else 3), (sentence, {"clients": request.echoes})
 
 
-def _typed_hits(text: str, name: str, subject: str) -> Iterable[tuple[int, Reason]]:
+def _typed(text: str, name: str, subject: str) -> Iterable[Hit]:
     if ("." in name or "/" in name) and _NAME_LINK.search(name):
         yield 5, (marked("a link in the name"), {})
     if random := sum(map(is_random, (text, name, subject))):
         yield 5 * random, (marked("random letters"), {})
     said = f"{subject}\n{text}\n{name}"[:READ]
-    if not said.isascii() and _MIXED.search(said):
+    if _BEYOND_LATIN.search(said) and _MIXED.search(said):
         disguised = filter(_is_disguised, _LETTERS.findall(said))
         if word := next(disguised, "")[:40]:
             yield 5, (marked("look-alike letters in “%(word)s”"), {"word": word})
@@ -388,12 +381,19 @@ def fingerprint(text: str) -> list[str]:
     another name, link or greeting changes few. A text of fewer than ten words has
     none: honest people write the same few words too.
     """
-    said = _fold(text)
-    if "://" in said or _LINKISH.search(said):
-        said = _LINK.sub(" ", said)
-    words = _words(said)
+    return _sketch(_words_of_text(_fold(text)))
+
+
+def _words_of_text(folded: str) -> list[str]:
+    if "://" in folded or _LINKISH.search(folded):
+        folded = _LINK.sub(" ", folded)
+    return _words(folded)
+
+
+def _sketch(words: list[str]) -> list[str]:
     if len(words) < 10:
         return []
-    runs = map(" ".join, zip(words, words[1:], words[2:], strict=False))
-    hashes = set(map(crc32, map(str.encode, runs)))
-    return [f"{each:08x}" for each in nsmallest(SKETCH, hashes)]
+    # Each word is hashed once, whatever the number of runs that it is in.
+    hashes = [*map(crc32, map(str.encode, words))]
+    runs = sorted({*map(xor, map(xor, hashes, hashes[1:]), hashes[2:])})[:SKETCH]
+    return [f"{each:08x}" for each in runs]

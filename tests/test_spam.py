@@ -31,7 +31,7 @@ def judge(message: str = HONEST, **known: Any) -> spam.Verdict:
     words = {key: known.pop(key) for key in ("name", "subject") if key in known}
     extra = [str(value) for value in known.pop("extra", {}).values()]
     said = {"name": "Anna", **words, "extra": extra}
-    return spam.judge(message, **said, hosts=HOSTS, request=Request(**known))
+    return spam.judge(spam.read(message, **said, hosts=HOSTS), Request(**known))
 
 
 def reasons(message: str = HONEST, **known: Any) -> str:
@@ -174,7 +174,7 @@ def test_weights_are_those_of_the_script_and_the_code(train: Any) -> None:
     scored = re.findall(r"^# scores ([-\d.]+): (.*)$", head, re.M)
     assert [sentence for _, sentence in scored] == list(train.SENTENCES)
     for points_then, sentence in scored:
-        found = spam.features(sentence, hosts=HOSTS)
+        found = spam.read(sentence, hosts=HOSTS)
         assert spam.score(found) == pytest.approx(float(points_then), abs=0.001)
 
 
@@ -347,14 +347,14 @@ def test_honest_texts_in_several_scripts_hold_no_look_alikes(message: str) -> No
 
 
 def test_a_disguise_does_not_hide_a_word() -> None:
-    plain = spam.features("best casino here").words
+    plain = spam.read("best casino here").words
     for disguised in (
         "best саsinо",
         "best ｃａｓｉｎｏ",
         "best 𝐜𝐚𝐬𝐢𝐧𝐨",
         "best ca\u200bsino",
     ):
-        assert spam.features(f"{disguised} here").words == plain
+        assert spam.read(f"{disguised} here").words == plain
 
 
 def test_random_letters_are_doubtful_in_one_field_and_held_in_two() -> None:
@@ -386,8 +386,8 @@ def test_one_honest_word_is_not_random(message: str) -> None:
     ],
 )
 def test_the_sites_own_host_is_a_sign(text: str) -> None:
-    assert "own name" in spam.features(text, hosts=HOSTS).signs
-    assert "own name" not in spam.features(text, hosts=("other.example",)).signs
+    assert "own name" in spam.read(text, hosts=HOSTS).signs
+    assert "own name" not in spam.read(text, hosts=("other.example",)).signs
 
 
 @pytest.mark.parametrize(
@@ -398,7 +398,7 @@ def test_the_sites_own_host_is_a_sign(text: str) -> None:
     ],
 )
 def test_an_address_or_a_page_of_the_site_is_none(text: str) -> None:
-    assert "own name" not in spam.features(text, hosts=HOSTS).signs
+    assert "own name" not in spam.read(text, hosts=HOSTS).signs
 
 
 # -- sign-ups --------------------------------------------------------------------------
@@ -498,8 +498,7 @@ def seconds(unit: str, size: int) -> float:
     best = 9.0
     for _ in range(3):
         start = time.perf_counter()
-        spam.judge(text, text[:200], text[:200], [text], hosts=HOSTS)
-        spam.fingerprint(text)
+        spam.judge(spam.read(text, text[:200], text[:200], [text], HOSTS))
         best = min(best, time.perf_counter() - start)
     return best
 
