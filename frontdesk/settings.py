@@ -412,7 +412,6 @@ class _Reader:
         self.check_mail(settings)
         self.check_secret()
         self.check_sqlite(settings)
-        self.check_logo(settings)
         hints = self.misspelt()
         if self.problems:
             raise SettingsError([*self.problems, *hints])
@@ -511,10 +510,6 @@ class _Reader:
             )
         elif not path.parent.is_dir():
             self.problems.append(f"DATABASE_URL: cannot use {path}: no such folder")
-
-    def check_logo(self, settings: Settings) -> None:
-        if settings.logo_url and not settings.origins.allows(settings.logo_url):
-            self.problems.append("LOGO_URL: must lie on one of ALLOWED_ORIGINS")
 
 
 def sqlite_path(database_url: str) -> Path | None:
