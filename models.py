@@ -19,7 +19,7 @@ from frontdesk.database import current, execute, insert, transaction
 from frontdesk.deliveries import Delivery
 from frontdesk.lessons import Lesson
 from frontdesk.mailboxes import folded
-from frontdesk.quotas import count_unmailed, spend_mail
+from frontdesk.quotas import MOST_DAYS, count_unmailed, spend_mail
 from frontdesk.receipts import Receipt
 from frontdesk.tables import (
     DAY,
@@ -537,7 +537,8 @@ class Subscriber(Table):
         self, email: str, client: str, now: float, mails_per_day: int
     ) -> bool:
         """Queue a confirmation mail, and tell whether there was one left to spend."""
-        earliest, latest = now - CONFIRM_WINDOW, now + SKEW
+        # One that waits for a later day's ceiling counts already.
+        earliest, latest = now - CONFIRM_WINDOW, now + MOST_DAYS * DAY + SKEW
         mailed = [t for t in json.loads(self.mailed) if earliest < t <= latest]
         if len(mailed) >= CONFIRM_PER_WINDOW:
             return False

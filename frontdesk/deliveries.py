@@ -7,10 +7,11 @@ import secrets
 from peewee import BigAutoField, DoubleField, IntegerField, TextField
 
 from frontdesk.database import execute, insert, transaction
+from frontdesk.quotas import MOST_DAYS
 from frontdesk.tables import DAY, SKEW, Table, Tally
 
 LEASE = 60  # seconds, longer than the worst attempt: two requests
-LONGEST_WAIT = 3 * DAY  # of a delivery: its last try, or tomorrow's ceiling
+LONGEST_WAIT = 3 * DAY  # of a delivery: its last try
 
 
 class Delivery(Table):
@@ -81,14 +82,19 @@ class Delivery(Table):
 
         A clock that was ahead has put it there.
         """
-        far = "due_at > ? AND (lease IS NOT NULL OR due_at > ?)"
-        span = (now + LEASE + SKEW, now + LONGEST_WAIT + SKEW)
+        far = (
+            "due_at > ? AND (lease IS NOT NULL "
+            "OR due_at > CASE kind WHEN 'confirm' THEN ? ELSE ? END)"
+        )
+        # Confirmation mails wait for a day that has room for them.
+        waits = (LEASE, MOST_DAYS * DAY, LONGEST_WAIT)
+        span = tuple(now + wait + SKEW for wait in waits)
         if execute(f"SELECT 1 FROM delivery WHERE {far} LIMIT 1", *span).fetchone():  # noqa: S608
             cls._bring_forward(far, span, now)
 
     @staticmethod
     @transaction
-    def _bring_forward(far: str, span: tuple[float, float], now: float) -> None:
+    def _bring_forward(far: str, span: tuple[float, ...], now: float) -> None:
         sql = f"UPDATE delivery SET due_at = ?, lease = NULL WHERE {far}"  # noqa: S608
         execute(sql, now, *span)
 

@@ -638,6 +638,31 @@ def test_all_confirmation_mails_have_a_daily_ceiling(
     assert to(desk.drain())[5:] == ["a@5.example"]
 
 
+def test_an_address_whose_mail_waits_for_another_day_gets_no_second_one(
+    make_desk: Callable[..., Desk], clock: Clock
+) -> None:
+    wide = (Window(1000, 60),)
+    desk = make_desk(confirm_mails_per_day=10, newsletter_limit=wide)
+    for email in ("a@gmail.com", *[EMAIL] * 8):  # one network may send one a day
+        sign_up(desk, email)
+    for _ in range(10):
+        desk.drain()
+        clock.advance(DAY)
+    assert to(desk.mailbox.mails) == ["a@gmail.com", EMAIL]
+
+
+def test_mails_that_wait_for_weeks_wait_all_the_time(
+    make_desk: Callable[..., Desk], clock: Clock
+) -> None:
+    wide = (Window(1000, 60),)
+    desk = make_desk(confirm_mails_per_day=10, newsletter_limit=wide)
+    for n in range(12):
+        sign_up(desk, f"a{n}@gmail.com")
+    for day in range(12):
+        assert len(desk.drain()) == 1 + day
+        clock.advance(DAY)
+
+
 @pytest.mark.parametrize("same", ["network", "domain"])
 def test_one_network_or_small_domain_gets_a_tenth_of_the_mails(
     make_desk: Callable[..., Desk], clock: Clock, same: str
