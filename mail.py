@@ -45,7 +45,10 @@ class Composer:
         self._to = settings.mail_to or Address("", "owner@localhost")
 
     def contact(self, ref: str, reply_to: bool = True) -> dict[str, Any] | None:
-        """Return a visitor's message for the owner."""
+        """Return a visitor's message for the owner.
+
+        reply_to: False where Mailjet does not take the visitor's address.
+        """
         message = Message.get_or_none(Message.id == ref)
         if message is None:  # erased meanwhile
             return None
@@ -58,10 +61,6 @@ class Composer:
         if reply_to and message.email:
             mail["ReplyTo"] = _mailjet_address(Address(message.name, message.email))
         return mail | {"CustomID": message.id}
-
-    def contact_without_reply_to(self, ref: str) -> dict[str, Any] | None:
-        """Return the same when Mailjet does not take the address to reply to."""
-        return self.contact(ref, reply_to=False)
 
     def confirm(self, ref: str) -> dict[str, Any] | None:
         """Return the confirmation mail; nothing in it was typed by a visitor."""
@@ -200,19 +199,16 @@ def handlers(
 ) -> dict[str, Handler]:
     """Return what hands over each kind of delivery, given what it refers to."""
 
-    def mail(compose: Callable[[str], dict[str, Any] | None]) -> Handler:
-        def hand_over(ref: str) -> None:
-            message = compose(ref)
-            if message is not None:
-                transport.send(message)
-
-        return hand_over
+    def send(compose: Callable[[str], dict[str, Any] | None], ref: str) -> None:
+        message = compose(ref)
+        if message is not None:
+            transport.send(message)
 
     def contact(ref: str) -> None:
         try:
-            mail(composer.contact)(ref)
+            send(composer.contact, ref)
         except RefusedReplyTo:
-            mail(composer.contact_without_reply_to)(ref)
+            send(partial(composer.contact, reply_to=False), ref)
 
     def list_change(email: str) -> None:
         if list_id := settings.mailjet_list_id:
@@ -221,10 +217,10 @@ def handlers(
 
     return {
         "contact": contact,
-        "confirm": mail(composer.confirm),
-        "digest": mail(composer.digest),
-        "test": mail(composer.test),
-        "letter": mail(letter),
+        "confirm": partial(send, composer.confirm),
+        "digest": partial(send, composer.digest),
+        "test": partial(send, composer.test),
+        "letter": partial(send, letter),
         "list": list_change,
     }
 

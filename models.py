@@ -246,15 +246,12 @@ class Message(Table):
     @classmethod
     def undelivered(cls, now: float) -> tuple[int, str]:
         """Return how many did not arrive in the last 30 days, and the latest reason."""
-        since = now - UNDELIVERED_SECONDS
-        sql = "SELECT count(*) FROM message WHERE undelivered_at > ?"
-        count = int(execute(sql, since).fetchone()[0])
         sql = (
-            "SELECT delivery_reason FROM message WHERE undelivered_at > ? "
-            "ORDER BY undelivered_at DESC LIMIT 1"
+            "SELECT count(*) OVER (), delivery_reason FROM message "
+            "WHERE undelivered_at > ? ORDER BY undelivered_at DESC LIMIT 1"
         )
-        row = execute(sql, since).fetchone() if count else None
-        return count, str(row[0]) if row else ""
+        row = execute(sql, now - UNDELIVERED_SECONDS).fetchone()
+        return (int(row[0]), str(row[1])) if row else (0, "")
 
     @classmethod
     def held_since(cls, since: float) -> int:

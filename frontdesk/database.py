@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import cache, partial, wraps
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -273,14 +274,12 @@ class SqliteEngine(SqliteDatabase):
         self._writer.close()
 
 
+@dataclass(slots=True, eq=False)
 class _Job:
-    __slots__ = ("done", "error", "result", "work")
-
-    def __init__(self, work: Callable[[], Any]) -> None:
-        self.work = work
-        self.done = False
-        self.result: Any = None
-        self.error: BaseException | None = None
+    work: Callable[[], Any]
+    done: bool = False
+    result: Any = None
+    error: BaseException | None = None
 
 
 class GroupCommit:

@@ -575,9 +575,7 @@ def _has_words(text: str) -> bool:
 
 def _one_address(text: str) -> str | None:
     """Return an address if the whole text is one, without asking for every text."""
-    if text.count("@") != 1 or " " in text:
-        return None
-    return valid_email(text)
+    return valid_email(text) if text.count("@") == 1 and " " not in text else None
 
 
 # Most addresses need no library: lower case, no label of more than 63 characters

@@ -285,18 +285,21 @@ class LimitsFile:
 def _refuse_a_trap(path: Path) -> None:
     """Raise OSError for a link, or a file that others have made or may change."""
     with suppress(FileNotFoundError):
-        found = path.lstat()
-        ours = stat.S_ISREG(found.st_mode) and found.st_uid == os.getuid()
-        if not ours or found.st_mode & 0o077:
+        if not _is_private(path, stat.S_ISREG):
             raise PermissionError(f"{path} is not this user's own")
+
+
+def _is_private(path: Path, is_kind: Callable[[int], bool]) -> bool:
+    """Tell whether only this user may use a file or folder; raises OSError."""
+    found = path.lstat()
+    ours = found.st_uid == os.getuid() and not found.st_mode & 0o077
+    return ours and is_kind(found.st_mode)
 
 
 def private_folder(path: Path) -> Path | None:
     """Make a folder of mode 0700; None where another user has laid something there."""
     try:
         path.mkdir(mode=0o700, exist_ok=True)
-        found = path.lstat()
+        return path if _is_private(path, stat.S_ISDIR) else None
     except OSError:
         return None
-    ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
-    return path if ours and not found.st_mode & 0o077 else None

@@ -7,6 +7,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from datetime import UTC, datetime, tzinfo
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -77,27 +78,23 @@ def check_templates(folder: Path) -> None:
             raise ValueError(f"{path.name} cannot be read: {error}") from None
 
 
+@dataclass(eq=False)
 class Pages:
     """Renders templates; nothing is loaded before the first one."""
 
-    def __init__(
-        self,
-        language: str = "en",
-        *,
-        site_name: str,
-        root: str = "",
-        folder: Path | None = None,
-        accent_color: str | None = None,
-        logo_url: str | None = None,
-        zone: tzinfo = UTC,
-    ) -> None:
-        self.language = Language(language)
-        self.site_name = site_name
-        self._root = root
-        self._folder = folder
-        self._accent_color = accent_color
-        self._logo_url = logo_url
-        self._zone = zone
+    code: str = "en"
+    _: KW_ONLY
+    site_name: str
+    root: str = ""
+    folder: Path | None = None
+    accent_color: str | None = None
+    logo_url: str | None = None
+    zone: tzinfo = UTC
+
+    @cached_property
+    def language(self) -> Language:
+        """The language of all pages and mails."""
+        return Language(self.code)
 
     @cached_property
     def _ours(self) -> Environment:
@@ -105,9 +102,9 @@ class Pages:
 
     @cached_property
     def _owners(self) -> Environment:
-        if self._folder is None:
+        if self.folder is None:
             return self._ours
-        return self._environment([self._folder, TEMPLATES])
+        return self._environment([self.folder, TEMPLATES])
 
     def _environment(self, folders: Sequence[Path]) -> Environment:
         made = environment(folders)
@@ -115,13 +112,13 @@ class Pages:
             self.language.catalog, newstyle=True
         )
         made.filters |= {"number": self.language.number, "moment": self.moment}
-        shades = look(self._accent_color)
+        shades = look(self.accent_color)
         made.globals |= {
             "lang": self.language.code,
             "site_name": self.site_name,
-            "root": self._root,
+            "root": self.root,
             "look": shades,
-            "logo_url": self._logo_url,
+            "logo_url": self.logo_url,
             "favicon": f"data:image/svg+xml,{quote(BELL.format(shades.light.accent))}",
         }
         return made
@@ -135,7 +132,7 @@ class Pages:
         try:
             return self._owners.get_template(template).render(values)
         except Exception as error:
-            if self._folder is None:
+            if self.folder is None:
                 raise
             log.error("TEMPLATE_DIR: %s: %s", template, type(error).__name__)
             return self._ours.get_template(template).render(values)
@@ -144,9 +141,9 @@ class Pages:
         """Write a time, in seconds since the epoch or ISO 8601, in the site's zone."""
         if isinstance(time, str):
             return self.language.time(
-                datetime.fromisoformat(time).astimezone(self._zone)
+                datetime.fromisoformat(time).astimezone(self.zone)
             )
-        return self.language.time(datetime.fromtimestamp(time, self._zone))
+        return self.language.time(datetime.fromtimestamp(time, self.zone))
 
     def policy(self, page: str, *form_targets: str) -> str:
         """Return the Content-Security-Policy of a page.
@@ -155,8 +152,8 @@ class Pages:
         """
         styles = " ".join(map(_source, STYLE.findall(page))) or "'none'"
         images = ["'self'", "data:"]
-        if self._logo_url:
-            images.append(f"https://{urlsplit(self._logo_url).netloc}")
+        if self.logo_url:
+            images.append(f"https://{urlsplit(self.logo_url).netloc}")
         # Browsers hold redirects after a submit to form-action too. A target that could
         # end the directive (or is no origin at all) is left out.
         targets = " ".join(["'self'", *filter(ORIGIN.fullmatch, form_targets)])

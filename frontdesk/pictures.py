@@ -115,8 +115,7 @@ def _paint(color: str) -> tuple[str, str, str]:
     name = color.strip().lower()
     match = HEX_COLOUR.fullmatch(name)
     fill = f"#{match[1]}" if match else COLOURS.get(name, COLOURS["blue"])
-    digits = fill[1:] if len(fill) > 4 else "".join(digit * 2 for digit in fill[1:])
-    red, green, blue = (int(digits[i : i + 2], 16) for i in (0, 2, 4))
+    red, green, blue = colours.parse(fill[:7])  # without transparency
     light = 299 * red + 587 * green + 114 * blue > 0.69 * 255_000
     return (fill, "#333", "#ccc") if light else (fill, "#fff", "#010101")
 
@@ -307,8 +306,7 @@ def _palette(color: str) -> dict[str, tuple[str, str]]:
     """Return the colours of hits and visitors in light and dark."""
     if not color:
         return PALETTE
-    digits = _paint(color)[0][1:7]
-    front = readable(colours.parse(f"#{digits}"), WHITE, BLACK)
+    front = readable(colours.parse(_paint(color)[0][:7]), WHITE, BLACK)
     pair = colours.as_hex(mix(front, WHITE, 0.5)), colours.as_hex(front)
     return {"light": pair, "dark": pair}
 

@@ -409,8 +409,7 @@ class _Reader:
 
     def checked(self) -> Settings:
         settings = self.settings()
-        self.check_mail(settings)
-        self.check_secret()
+        self.check_missing(settings)
         self.check_sqlite(settings)
         hints = self.misspelt()
         if self.problems:
@@ -466,29 +465,22 @@ class _Reader:
         return url and url.rstrip("/")
 
     def mailjet_key(self) -> tuple[str, str] | None:
-        missing = [name for name in MAILJET_KEYS if name not in self.environ]
-        if len(missing) == 1:
-            self.problems.append(f"{missing[0]}: missing, Mailjet needs both keys")
-        if missing:
-            return None
-        public, private = MAILJET_KEYS
-        return self.environ[public], self.environ[private]
+        public, private = map(self.environ.get, MAILJET_KEYS)
+        return (public, private) if public and private else None
 
-    def check_mail(self, settings: Settings) -> None:
-        needed = {
-            "MAIL_FROM": "the sender address verified at Mailjet",
-            "MAIL_TO": "the address that messages are sent to",
-        }
-        for name, what in needed.items() if settings.mailjet_key else ():
+    def check_missing(self, settings: Settings) -> None:
+        needed = {}
+        if self.environ.keys() & MAILJET_KEYS:
+            needed = dict.fromkeys(MAILJET_KEYS, "Mailjet needs both keys")
+        if settings.mailjet_key:
+            needed["MAIL_FROM"] = "set it to the sender address verified at Mailjet"
+            needed["MAIL_TO"] = "set it to the address that messages are sent to"
+        if self.heroku or self.render:
+            random = "set it to 32 or more random characters (openssl rand -hex 32)"
+            needed["SECRET_KEY"] = random
+        for name, what in needed.items():
             if name not in self.environ:
-                self.problems.append(f"{name}: missing, set it to {what}")
-
-    def check_secret(self) -> None:
-        if (self.heroku or self.render) and "SECRET_KEY" not in self.environ:
-            self.problems.append(
-                "SECRET_KEY: missing, set it to 32 or more random characters "
-                "(openssl rand -hex 32)"
-            )
+                self.problems.append(f"{name}: missing, {what}")
 
     def check_sqlite(self, settings: Settings) -> None:
         path = sqlite_path(settings.database_url)

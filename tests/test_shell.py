@@ -303,7 +303,7 @@ def test_a_delivery_put_off_or_leased_in_the_future_is_delivered(
     desk: Desk, clock: Clock, ahead: Callable[[], None]
 ) -> None:
     desk.post("/contact", FORM)
-    assert Delivery.claim(clock(), 60) is not None  # and who had it has died
+    assert Delivery.claim(clock()) is not None  # and who had it has died
     ahead()
     assert len(desk.drain()) == 1
     Delivery.add("test", "", clock())
@@ -313,7 +313,7 @@ def test_a_delivery_put_off_or_leased_in_the_future_is_delivered(
 
 def test_a_lease_of_now_is_respected(desk: Desk, clock: Clock) -> None:
     desk.post("/contact", FORM)
-    assert Delivery.claim(clock(), 60) is not None
+    assert Delivery.claim(clock()) is not None
     assert desk.drain() == []
 
 
