@@ -40,6 +40,7 @@ def move(source_url: str, target_url: str) -> dict[str, int]:
         raise MoveError(f"there is no {source.path}")
     for database in (source, target):
         database.migrate()  # the same schema on both sides
+    target.enter()  # peewee asks it how rows are inserted
     engines = source.engine, target.engine
     with closing(source), closing(target), engines[0].atomic(), engines[1].atomic():
         lived_in = counts(target)
