@@ -40,7 +40,7 @@ faults: $(VENV)/dev
 SITE = portfolio
 example: $(VENV)/run
 	@$(BIN)/python -m http.server --directory examples/$(SITE) 8001 >/dev/null 2>&1 & site=$$!; \
-	trap "kill $$site" EXIT INT TERM; echo "The example site: http://localhost:8001"; \
+	trap "kill $$site 2>/dev/null" EXIT INT TERM; echo "The example site: http://localhost:8001"; \
 	$(BIN)/python tools/with_env.py examples/$(SITE).env $(SERVE)
 
 examples/portfolio/formspree.js:
