@@ -179,7 +179,8 @@ class Backup(Resource):
         """Answer with a consistent SQLite file; there is none on Postgres."""
         database = self._service.database
         if not isinstance(database, SqliteFile):
-            raise falcon.HTTPNotFound
+            message = marked("On Postgres there is no such file: pg_dump makes a backup.")
+            raise forms.error(falcon.HTTP_404, "NOT_FOUND", message)
         resp.content_type = "application/vnd.sqlite3"
         resp.downloadable_as = "frontdesk.sqlite3"
         if req.method == "GET":
@@ -335,7 +336,10 @@ class Checkup:
         return Check.of("public_url", is_https, well, mend, {"url": url})
 
     def _origins(self) -> Check:
-        well = marked("Pages of %(origins)s may send forms.")
+        well = marked(
+            "Pages of %(origins)s may send forms. A script on another page only sees "
+            "“Failed to fetch”: the log names the origin to add."
+        )
         mend = marked("Every site may send forms: set ALLOWED_ORIGINS to yours.")
         listed = {"origins": ", ".join(self.settings.allowed_origins)}
         named = not self.settings.origins.any
