@@ -33,12 +33,10 @@ from frontdesk.database import StorageError
 from frontdesk.forms import Contact as ContactForm
 from frontdesk.forms import Rejected
 from frontdesk.languages import marked
-from frontdesk.lessons import Lesson
 from frontdesk.limits import Limits, RateLimits
 from frontdesk.links import BadLinkError, Links
 from frontdesk.mailjet import Transport, transport_for
 from frontdesk.outbox import Outbox
-from frontdesk.receipts import Receipt
 from frontdesk.resources import Resource, Service
 from frontdesk.settings import VERSION, Settings, Window
 from frontdesk.start import environment, or_end, ready_database, without_threads
@@ -47,6 +45,7 @@ from mail import CONFIRM_SECONDS, Composer, Events, handlers, told
 from middleware import (
     ClientAddress,
     Cors,
+    Headers,
     Owner,
     RateLimit,
     Release,
@@ -54,7 +53,7 @@ from middleware import (
     client_key,
     truncated,
 )
-from models import Message, Subscriber, count_trapped
+from models import Known, Message, Subscriber, count_trapped
 
 if TYPE_CHECKING:
     from frontdesk import spam
@@ -128,7 +127,7 @@ def create_app(
         RateLimit(limits, outbox.visitor_came),
         Release(database),
     ]
-    app = Frontdesk(middleware=middleware)
+    app = Frontdesk(request_type=Headers, middleware=middleware)
     app.serves = serves
     app.service = Service(
         settings, database, limits, links, transport, outbox, site, clock
@@ -275,18 +274,18 @@ class Contact(Resource):
         self._site.refuse_foreign(values)
         contact = forms.contact(values, self._site.own)
         next_url = self._site.next_url(req, values, contact.next, "/thanks")
-        keys = self._keys(req, contact)
-        message_id = Receipt.recall(keys, now)
+        said, keys = self._read(contact), self._keys(req, contact)
+        client = truncated(req.context.client)
+        known = Message.known(keys, said.fingerprint, client, now)
+        message_id = known.message_id
         if message_id is None:
-            row = self._row(req, values, contact)
-            verdict = self._verdict(req, contact, row, now)
-            asked = self._asked_seconds(values, contact)
-            if verdict.doubtful and wants_html(req) and not _is_answer(asked):
+            verdict = self._verdict(req, contact, said, known)
+            asked = _is_answer(self._asked_seconds(values, contact))
+            if verdict.doubtful and wants_html(req) and not asked:
                 self._ask(req, resp, values, contact, next_url)
                 return
-            message_id = Message.receive(
-                row, verdict, keys=keys, now=now, asked=_is_answer(asked)
-            )
+            row = self._row(req, values, contact, said)
+            message_id = Message.receive(row, verdict, keys=keys, now=now, asked=asked)
         if message_id is None:
             raise _no_room(now)
         self._outbox.nudge()
@@ -297,8 +296,33 @@ class Contact(Resource):
         if req.uri_template == "/ajax/{any}":  # as FormSubmit's clients expect
             resp.media["success"] = "true"
 
+    def _read(self, contact: ContactForm) -> spam.Reading:
+        """Read the words of a submission, for its verdict and its fingerprint."""
+        from frontdesk import spam  # with the first message, not at start
+
+        return spam.read(
+            *(contact.text, contact.name, contact.subject, contact.extra.values()),
+            hosts=self._settings.hosts,
+        )
+
+    @staticmethod
+    def _verdict(
+        req: Request, contact: ContactForm, said: spam.Reading, known: Known
+    ) -> spam.Verdict:
+        """Judge what was said, how it was sent, and what is known of such a text."""
+        from frontdesk import spam
+
+        signs = _signs(req, contact.honeypot, known.at)
+        return spam.judge(
+            said, signs._replace(echoes=known.echoes, taught=known.taught)
+        )
+
     def _row(
-        self, req: Request, values: Mapping[str, str], contact: ContactForm
+        self,
+        req: Request,
+        values: Mapping[str, str],
+        contact: ContactForm,
+        said: spam.Reading,
     ) -> dict[str, Any]:
         """Return what is stored of a submission, but for its verdict."""
         return {
@@ -310,23 +334,8 @@ class Contact(Resource):
             "layout": contact.layout,
             "page": self._site.referrer(req, values),
             "client": truncated(req.context.client),
+            "echo": next(iter(said.fingerprint), ""),
         }
-
-    def _verdict(
-        self, req: Request, contact: ContactForm, row: dict[str, Any], now: float
-    ) -> spam.Verdict:
-        """Judge a submission, and put the fingerprint of its text into the row."""
-        from frontdesk import spam  # with the first message, not at start
-
-        said = spam.read(
-            *(contact.text, contact.name, contact.subject, contact.extra.values()),
-            hosts=self._settings.hosts,
-        )
-        row["echo"] = next(iter(said.fingerprint), "")
-        echoes = Message.echoes(row["echo"], row["client"], now)
-        taught = Lesson.recall(said.fingerprint)
-        signs = _signs(req, contact.honeypot, now)
-        return spam.judge(said, signs._replace(echoes=echoes, taught=taught))
 
     @staticmethod
     def _keys(req: Request, contact: ContactForm) -> dict[str, int]:
@@ -378,8 +387,10 @@ class Contact(Resource):
         self, values: Mapping[str, str], contact: ContactForm
     ) -> float | None:
         """Return how long ago we asked about just this text, None if we did not."""
+        if not (proof := values.get(forms.PROOF)):
+            return None
         try:
-            content, age = self._links.read("ask", values.get(forms.PROOF, ""))
+            content, age = self._links.read("ask", proof)
         except BadLinkError:
             return None
         return age if content == keyed_hash("ask", *_content(contact)) else None

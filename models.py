@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from peewee import BooleanField, DoubleField, IntegerField, TextField, fn
 
@@ -59,6 +59,15 @@ CONSENT = "confirmation mail, wording of 2026-11"
 
 
 # --- messages --------------------------------------------------------------------
+
+
+class Known(NamedTuple):
+    """What is known of a submission at a time, in seconds since the epoch."""
+
+    at: float
+    message_id: str | None  # of the message that it repeats
+    echoes: int = 0  # other clients that sent a near-identical text within a day
+    taught: bool | None = None  # the owner called a near-identical message spam, or not
 
 
 class Message(Table):
@@ -130,9 +139,31 @@ class Message(Table):
         if cls._spend_room("held", HELD_PER_HOUR, row, now, weight):
             insert("message", {**row, "doubtful": False, "held_at": now})
             return message_id
-        Receipt.forget(message_id)
+        Receipt.forget(keys, message_id)
         Tally.spend("held, not stored", day_of(now), UNLIMITED)
         return None
+
+    @classmethod
+    def known(
+        cls,
+        keys: Mapping[str, int],
+        fingerprint: Sequence[str],
+        client: str,
+        now: float,
+    ) -> Known:
+        """Return what is known of a submission before it is judged.
+
+        keys: see receive(); fingerprint: of its text, see spam.py.
+        """
+
+        def look() -> Known:
+            message_id = Receipt.recall(keys, now)
+            if message_id is not None:
+                return Known(now, message_id)
+            echoes = cls.echoes(next(iter(fingerprint), ""), client, now)
+            return Known(now, None, echoes, Lesson.recall(fingerprint))
+
+        return current().look(look)
 
     @staticmethod
     def _spend_room(

@@ -50,6 +50,7 @@ CHUNK = 64 * 1024
 HEALTH_SECONDS = 1.5  # that Postgres may take to tell its health
 PROBE_SECONDS = 5
 MAIL_SECONDS = 5  # that Mailjet may take for all that the doctor asks
+NO_FILE = marked("On Postgres there is no such file: pg_dump makes a backup.")
 TEST_SENT = marked("A test email is on its way to MAIL_TO.")
 LATE_SECONDS = 3600  # after which a mail that waits is late
 
@@ -179,7 +180,9 @@ class Backup(Resource):
         """Answer with a consistent SQLite file; there is none on Postgres."""
         database = self._service.database
         if not isinstance(database, SqliteFile):
-            message = marked("On Postgres there is no such file: pg_dump makes a backup.")
+            message = marked(
+                "On Postgres there is no such file: pg_dump makes a backup."
+            )
             raise forms.error(falcon.HTTP_404, "NOT_FOUND", message)
         resp.content_type = "application/vnd.sqlite3"
         resp.downloadable_as = "frontdesk.sqlite3"

@@ -147,9 +147,9 @@ class Tally(Table):
         sql = (
             "INSERT INTO tally (name, period, n) VALUES (?, ?, ?) "
             "ON CONFLICT (name, period) DO UPDATE SET n = tally.n + excluded.n "
-            "WHERE tally.n + excluded.n <= ? RETURNING n"
+            "WHERE tally.n + excluded.n <= ?"
         )
-        return execute(sql, name, period, n, ceiling).fetchone() is not None
+        return bool(execute(sql, name, period, n, ceiling).rowcount)
 
     @staticmethod
     def last(name: str, before: str) -> str:
