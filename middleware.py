@@ -328,13 +328,16 @@ class Owner:
         A browser that was once given the token as a password adds it to whatever any
         page makes it ask for.
         """
+        only_reads = req.method in ("GET", "HEAD")
         site = req.get_header("Sec-Fetch-Site")
         if site is not None:
-            return site in ("same-origin", "none")
-        origin = req.get_header("Origin")
-        if origin is None or req.method in ("GET", "HEAD"):
+            # A link in a mail that is read on the web: the new page is nobody else's.
+            followed = only_reads and req.get_header("Sec-Fetch-Dest") == "document"
+            return followed or site in ("same-origin", "none")
+        source = req.get_header("Origin") or req.get_header("Referer")
+        if source is None or only_reads:
             return True
-        return origin_of(origin) == self._own_origin
+        return origin_of(source) == self._own_origin
 
 
 def _given_token(req: Request) -> str:

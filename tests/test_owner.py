@@ -30,6 +30,7 @@ FOR_OWNER = [
     ("DELETE", f"/people/{EMAIL}"),
     ("GET", "/doctor"),
     ("POST", "/doctor"),
+    ("GET", "/desk"),
 ]
 
 
@@ -128,11 +129,32 @@ def test_another_sites_page_cannot_use_a_saved_password(
 
 
 @pytest.mark.parametrize(("method", "path"), FOR_OWNER)
-@pytest.mark.parametrize("origin", ["https://site.example", "null"])
+@pytest.mark.parametrize(
+    "source",
+    [
+        ("Origin", "https://site.example"),
+        ("Origin", "null"),
+        ("Referer", "https://site.example/page"),
+    ],
+)
 def test_without_sec_fetch_site_a_foreign_origin_changes_nothing(
-    desk: Desk, method: str, path: str, origin: str
+    desk: Desk, method: str, path: str, source: tuple[str, str]
 ) -> None:
-    given = {"Authorization": f"Bearer {TOKEN}", "Origin": origin}
+    given = {"Authorization": f"Bearer {TOKEN}", **dict([source])}
+    answer = desk.client.simulate_request(method, path, headers=given)
+    assert (answer.status_code == 403) is (method not in ("GET", "HEAD"))
+
+
+@pytest.mark.parametrize(("method", "path"), FOR_OWNER)
+def test_a_link_in_a_mail_opens_what_only_shows(
+    desk: Desk, method: str, path: str
+) -> None:
+    given = {
+        "Authorization": f"Bearer {TOKEN}",
+        "Sec-Fetch-Site": "cross-site",
+        "Sec-Fetch-Mode": "navigate",
+        "Sec-Fetch-Dest": "document",
+    }
     answer = desk.client.simulate_request(method, path, headers=given)
     assert (answer.status_code == 403) is (method not in ("GET", "HEAD"))
 
