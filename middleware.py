@@ -289,7 +289,7 @@ class Owner:
             return
         if resource.more_for_owner and self._token and req.get_header("Authorization"):
             with suppress(Rejected):
-                self._check(req, self._token)
+                self._check(req, resp, self._token)
         if not resource.for_owner:
             return
         if self._token is None:
@@ -298,9 +298,9 @@ class Owner:
         if not self._comes_from_here(req):
             message = marked("A page of another site cannot open this.")
             raise error(falcon.HTTP_403, "BLOCKED", message)
-        self._check(req, self._token)
+        self._check(req, resp, self._token)
 
-    def _check(self, req: Request, token: str) -> None:
+    def _check(self, req: Request, resp: Response, token: str) -> None:
         """Compare the token; raises Rejected (401, 429).
 
         Each request spends the client's limit, and only the right token gets it back:
@@ -310,6 +310,7 @@ class Owner:
         client = client_key(req.context.client)
         allowance = self._limits.take("admin", client)
         if allowance is not None and not allowance.allowed:
+            resp.set_headers(self._limits.headers("admin", allowance))
             raise too_many(allowance.retry_after)
         if hmac.compare_digest(_given_token(req).encode(), token.encode()):
             req.context.is_owner = True

@@ -175,6 +175,8 @@ def test_after_ten_failures_even_the_right_token_has_to_wait(
         assert desk.client.simulate_get(path, headers=wrong).status_code == 401
     refused = desk.owner("GET", path)
     assert refused.status_code == 429
+    assert refused.headers["ratelimit-policy"] == '"admin";q=10;w=60'
+    assert refused.headers["ratelimit"].startswith('"admin";r=0;t=')
     seconds = int(refused.headers["retry-after"])
     assert 1 <= seconds <= 60
     # Another client is not locked out by that.
