@@ -19,7 +19,7 @@ from frontdesk.database import current, execute, insert, transaction
 from frontdesk.deliveries import Delivery
 from frontdesk.lessons import Lesson
 from frontdesk.mailboxes import folded
-from frontdesk.quotas import MOST_DAYS, count_unmailed, spend_mail
+from frontdesk.quotas import MOST_DAYS, spend_mail
 from frontdesk.receipts import Receipt
 from frontdesk.tables import (
     DAY,
@@ -440,7 +440,7 @@ class Subscriber(Table):
             mailed="[]",
         )
         may_ask = row.status != "confirmed" and row.refused_at is None
-        if may_ask and row._queue_mail(email, client, now, mails_per_day):
+        if row._queue_mail(email, client, now, mails_per_day, may_ask):
             # A link confirms the very address that it was mailed to.
             if row.status == "left" or row.email != email:
                 row.cycle = secrets.token_hex(4)
@@ -450,7 +450,6 @@ class Subscriber(Table):
             row.gone_at = row.left_at or row.gone_at
             row.left_at = row.confirmed_at = None
         else:
-            count_unmailed(email, client, now)
             Delivery.add("confirm", f"{UNSENT}{row.id}", now)
         row._store()
 
@@ -562,17 +561,20 @@ class Subscriber(Table):
         insert("subscriber", self.__data__, conflict=_store_again())
 
     def _queue_mail(
-        self, email: str, client: str, now: float, mails_per_day: int
+        self,
+        email: str,
+        client: str,
+        now: float,
+        mails_per_day: int,
+        may_ask: bool = True,
     ) -> bool:
         """Queue a confirmation mail, and tell whether there was one left to spend."""
         # One that waits for a later day's ceiling counts already.
         earliest, latest = now - CONFIRM_WINDOW, now + MOST_DAYS * DAY + SKEW
         mailed = [t for t in json.loads(self.mailed) if earliest < t <= latest]
-        if len(mailed) >= CONFIRM_PER_WINDOW:
-            return False
-        if mailed and mailed[-1] > now - CONFIRM_HOURLY:
-            return False
-        due_at = spend_mail(email, client, now, mails_per_day)
+        rested = not mailed or mailed[-1] <= now - CONFIRM_HOURLY
+        wanted = may_ask and rested and len(mailed) < CONFIRM_PER_WINDOW
+        due_at = spend_mail(email, client, now, mails_per_day, wanted)
         if due_at is None:
             return False
         self.mailed = json.dumps([*mailed, due_at])
