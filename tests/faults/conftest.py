@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from api import create_app
+from frontdesk.deliveries import LEASE
 from frontdesk.mailjet import Mailjet
-from frontdesk.outbox import LEASE
 from frontdesk.settings import Address, Settings
 from models import Delivery
 from tests.support.desk import FULL
