@@ -537,10 +537,8 @@ def apply_policy(request: Request) -> None:
     WSGI would join the two. gunicorn knows only "Connection: close" in the first
     line, not a list or a second line (RFC 9112, 9.6).
     """
-    lines = [value for name, value in request.headers if name == "CONNECTION"]
-    if lines and "close" in [
-        v.strip(" \t").lower() for v in ",".join(lines).split(",")
-    ]:
+    lines = ",".join(value for name, value in request.headers if name == "CONNECTION")
+    if "close" in [option.strip(" \t") for option in lines.lower().split(",")]:
         request.force_close()
     if [name for name, _ in request.headers].count("X-FORWARDED-FOR") > 1:
         rest = [(n, v) for n, v in request.headers if n != "X-FORWARDED-FOR"]
