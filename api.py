@@ -6,6 +6,7 @@ import base64
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from falcon.media import JSONHandler
 import desk
 import hits
 import owner
-from frontdesk import forms
+from frontdesk import fields, forms
 from frontdesk.answers import (
     CONTACT_PATHS,
     NEWSLETTER_PATHS,
@@ -118,6 +119,8 @@ def create_app(
         rounds=[letter.start, owner.Daily(settings, limits)],
         clock=clock,
         in_requests=without_threads(settings),
+        # Jinja and Mailjet's client stay out: who gets no mails needs no such memory.
+        loads=[partial(fields.meaning, "email"), _load_spam, hits.load_crawlers],
     )
     middleware: list[Any] = [
         RequestLog(),
@@ -135,6 +138,12 @@ def create_app(
     set_up(app)
     database.close()  # it is opened again by whoever serves, after a fork perhaps
     return app
+
+
+def _load_spam() -> None:
+    from frontdesk import spam
+
+    spam.judge("")
 
 
 def policies(settings: Settings) -> dict[str, tuple[Window, ...]]:

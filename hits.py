@@ -146,6 +146,11 @@ def kind_of(agent: str) -> str:
     return "crawler" if crawleruseragents.is_crawler(agent) else "person"
 
 
+def load_crawlers() -> None:
+    """Load the list of crawlers before the first visitor has to wait for it."""
+    kind_of("Mozilla/5.0")
+
+
 @lru_cache(maxsize=1024)
 def _is_among(client: str, networks: tuple[Network, ...]) -> bool:
     address = ip_address(client)
