@@ -119,8 +119,7 @@ def create_app(
         rounds=[letter.start, owner.Daily(settings, limits)],
         clock=clock,
         in_requests=without_threads(settings),
-        # Jinja and Mailjet's client stay out: who gets no mails needs no such memory.
-        loads=[partial(fields.meaning, "email"), _load_spam, hits.load_crawlers],
+        loads=SOON,
     )
     middleware: list[Any] = [
         RequestLog(),
@@ -144,6 +143,10 @@ def _load_spam() -> None:
     from frontdesk import spam
 
     spam.judge("")
+
+
+# Jinja and Mailjet's client stay out: who gets no mails needs no such memory.
+SOON = (partial(fields.meaning, "email"), _load_spam, hits.load_crawlers)
 
 
 def policies(settings: Settings) -> dict[str, tuple[Window, ...]]:

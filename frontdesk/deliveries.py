@@ -129,6 +129,20 @@ class Delivery(Table):
         )
 
     @classmethod
+    def is_late(cls, before: float) -> bool:
+        """Tell whether a delivery has waited since before a time.
+
+        Two look-ups, however many wait: it is still due when it was at first, or it
+        was put off, for which there is an index.
+        """
+        sql = (
+            "SELECT 1 WHERE EXISTS (SELECT 1 FROM delivery WHERE due_at <= ? "
+            "AND created_at <= ?) OR EXISTS (SELECT 1 FROM delivery "
+            "WHERE due_at > created_at AND created_at <= ?)"
+        )
+        return execute(sql, before, before, before).fetchone() is not None
+
+    @classmethod
     def summary(cls, now: float) -> dict[str, int]:
         """Return how many wait, for how long the oldest, and how many are dead."""
         waiting, oldest, dead = execute(
