@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -131,6 +132,12 @@ def test_a_delivery_under_way_is_handed_back_at_the_end(
     assert due_at < time.time() + 60  # the lease does, too
 
 
+def assert_no_traceback_of_ours(log: str) -> None:
+    """gunicorn may show one of its own, and its files may lie within our folder."""
+    for path in re.findall('File "([^"]+)"', log):
+        assert "site-packages" in path or not path.startswith(str(ROOT)), log
+
+
 def test_a_bad_environment_ends_the_process_with_a_line_for_each_problem(
     command: str, tmp_path: Path
 ) -> None:
@@ -140,7 +147,7 @@ def test_a_bad_environment_ends_the_process_with_a_line_for_each_problem(
         assert server.process.wait(20) != 0
     assert "PORT: must be a whole number" in server.log
     assert "MAIL_FROM: must be a mail address" in server.log
-    assert f'File "{ROOT}' not in server.log  # no traceback of ours
+    assert_no_traceback_of_ours(server.log)
 
 
 def test_an_unusable_database_ends_the_process_with_one_line(
@@ -150,7 +157,7 @@ def test_an_unusable_database_ends_the_process_with_one_line(
     with serving(tmp_path, wait=False, command=command) as server:
         assert server.process.wait(20) != 0
     assert "DATABASE_URL: cannot use" in server.log
-    assert f'File "{ROOT}' not in server.log
+    assert_no_traceback_of_ours(server.log)
 
 
 def test_gunicorns_config_says_the_same_as_create_app(tmp_path: Path) -> None:

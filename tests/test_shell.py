@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +42,17 @@ def stopped(postgres: Postgres) -> Iterator[None]:
     pid = int((postgres.folder / "data" / "postmaster.pid").read_text().split()[0])
     listed = subprocess.check_output(["ps", "-o", "pid=", "--ppid", str(pid)])
     everyone = [pid, *map(int, listed.split())]
-    for each in everyone:
-        os.kill(each, signal.SIGSTOP)
+
+    def send(number: int) -> None:
+        for each in everyone:
+            with suppress(ProcessLookupError):  # a backend that has just ended
+                os.kill(each, number)
+
+    send(signal.SIGSTOP)
     try:
         yield
     finally:
-        for each in everyone:
-            os.kill(each, signal.SIGCONT)
+        send(signal.SIGCONT)
 
 
 def seconds(work: Callable[[], Any]) -> tuple[float, Any]:

@@ -21,7 +21,7 @@ from frontdesk.deliveries import LEASE
 from frontdesk.mailjet import Mailjet
 from frontdesk.settings import Address, Settings
 from models import Delivery
-from tests.support.desk import FULL
+from tests.support.desk import FULL, TOKEN
 from tests.support.mailjet import StandIn
 from tests.support.server import Server
 
@@ -162,6 +162,12 @@ def workers(server: Server) -> list[int]:
     pid = server.process.pid
     text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
     return [int(child) for child in text.split()]
+
+
+def is_drained(server: Server) -> bool:
+    """Tell whether nothing waits to be delivered; the server has TOKEN."""
+    health = call(server, "GET", "/health", Authorization=f"Bearer {TOKEN}")[2]
+    return json.loads(health)["outbox"]["waiting"] == 0
 
 
 def rows(folder: Path, sql: str) -> list[tuple[Any, ...]]:

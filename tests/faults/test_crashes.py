@@ -48,7 +48,9 @@ def assert_kept(folder: Path, load: Load) -> None:
     assert rows(folder, half) == [(0,)]
     counted = rows(folder, "SELECT coalesce(sum(hits), 0) FROM page")[0][0]
     assert load.acknowledged("/hits") <= counted <= load.tried["/hits"]
-    assert rows(folder, "SELECT coalesce(sum(hits), 0) FROM hit") == [(counted,)]
+    for pages in ("page <> '*'", "page = '*'"):  # each page's, and the whole site's
+        sql = f"SELECT coalesce(sum(hits), 0) FROM hit WHERE {pages}"
+        assert rows(folder, sql) == [(counted,)]
 
 
 def assert_all_mailed(folder: Path, mailjet: StandIn, duplicates: int) -> None:
