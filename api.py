@@ -142,7 +142,7 @@ def create_app(
 def _load_spam() -> None:
     from frontdesk import spam
 
-    spam.judge("")
+    spam.judge(spam.read(""))
 
 
 # Jinja and Mailjet's client stay out: who gets no mails needs no such memory.

@@ -183,7 +183,7 @@ def _own_name(
 def _is_link(text: str) -> bool:
     """Whether a text is one link and nothing else."""
     text = text.strip().casefold()
-    return bool(found := _LINK.match(text)) and found.end() == len(text)
+    return bool(found := _LINK.match(text)) and found.end() == len(text)  # type: ignore[union-attr]
 
 
 def _links(said: str, signs: list[str], alone: bool) -> str:
