@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -444,7 +445,13 @@ def settled(server: Server) -> list[Any]:
     while requests.get(health, headers=OWNER).json()["outbox"]["waiting"]:
         assert time.monotonic() < deadline, server.log
         time.sleep(0.02)
-    return [export(server, name) for name in ("messages", "subscribers", "hits")]
+    messages, people, hits = map(
+        partial(export, server), ("messages", "subscribers", "hits")
+    )
+    for each in people:
+        if each["unsubscribe_url"]:  # signed at each export: without time and signature
+            each["unsubscribe_url"] = each["unsubscribe_url"].rsplit(".", 2)[0]
+    return [messages, people, hits]
 
 
 def test_a_backup_is_restored_into_a_new_service(

@@ -81,10 +81,13 @@ def test_no_log_holds_what_a_visitor_sent(
         ("BREW", f"/contact?{canary}", 400),
         ("GET", f"/newsletter/confirm/{canary}", 404),
         ("GET", f"/export/messages.json?token={canary}", 401),
-        ("DELETE", f"/people/{email}", 401),
+        ("DELETE", f"/people/{email}", 403),  # asked by another site's page
     ):
         more = {**headers, "Authorization": f"Bearer {canary}"}
         assert call(server, method, target, **more)[0] == status, target
+    own = f"http://localhost:{server.port}"
+    wrong = {**more, "Origin": own}
+    assert call(server, "DELETE", f"/people/{email}", **wrong)[0] == 401
     for data in (
         f"GET /{canary} HTTP/9\r\n\r\n",
         f"{canary}\r\n\r\n",
@@ -105,7 +108,7 @@ def test_no_log_holds_what_a_visitor_sent(
     for link in sorted(links):  # confirm, not-me, unsubscribe
         assert call(server, "GET", link, **headers)[0] == 200
         assert post(link, {"again": canary}) == 200
-    admin = {**headers, "Authorization": f"Bearer {TOKEN}"}
+    admin = {**headers, "Origin": own, "Authorization": f"Bearer {TOKEN}"}
     for name in ("messages.json", "subscribers.csv", "hits.csv", "backup.sqlite3"):
         assert call(server, "GET", f"/export/{name}", **admin)[0] == 200
     assert call(server, "DELETE", f"/people/{email}", **admin)[0] == 200
