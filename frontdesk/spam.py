@@ -132,7 +132,7 @@ def read(
     if "@" in said:
         said = _ADDRESS.sub(" ", said)
     if "://" in said or _LINKISH.search(said):
-        said = _links(said, signs, alone=_is_link(text))
+        said = _links(said, signs, alone=_is_link(folded))
     if ("<" in said or "[" in said) and _MARKUP.search(said):
         signs.append("markup")
     # Nothing was taken out of most messages: the words of their text serve twice.
@@ -183,7 +183,8 @@ def _own_name(
 def _is_link(text: str) -> bool:
     """Whether a text is one link and nothing else."""
     text = text.strip().casefold()
-    return bool(found := _LINK.match(text)) and found.end() == len(text)  # type: ignore[union-attr]
+    found = _LINK.match(text)
+    return found is not None and found.end() == len(text)
 
 
 def _links(said: str, signs: list[str], alone: bool) -> str:

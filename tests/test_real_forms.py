@@ -10,7 +10,8 @@ from urllib.parse import urlencode
 
 import pytest
 
-from tests.support.desk import Desk
+from frontdesk import forms, spam
+from tests.conftest import Desk
 
 FORMS: list[dict[str, Any]] = json.loads(
     (Path(__file__).parent / "corpus" / "forms.json").read_text("utf-8")
@@ -92,7 +93,7 @@ def value_of(form: dict[str, Any], field: dict[str, Any]) -> Any:
         f["type"] == "email" or "mail" in f["name"].lower() for f in form["fields"]
     ):
         return VISITOR
-    return "Something short"
+    return SHORT
 
 
 def filled_in(form: dict[str, Any]) -> tuple[Pairs, list[str], str]:
@@ -151,6 +152,11 @@ def post(desk: Desk, form: dict[str, Any], pairs: Pairs, path: str = "") -> Any:
     )
 
 
+SHORT = "Something short"  # in a field of which nothing is known
+OTHERS = (
+    *("Test", "Hello", "Lorem ipsum", "London", "3", "2027-02-01", "$5,000", "-"),
+    *("https://example.com/ada", "www.example.com", "A question about your work"),
+)
 PATHS = {"contact": "/f/xyzabcde", "other": "/contact", "newsletter": "/f/newsletter"}
 
 
@@ -189,3 +195,15 @@ def test_a_real_sign_up_form_signs_up(desk: Desk, form: dict[str, Any]) -> None:
     assert [(row["email"], row["status"]) for row in desk.subscribers()] == [
         (address, "pending")
     ]
+
+
+@pytest.mark.parametrize("text", OTHERS)
+def test_no_form_filled_in_by_a_person_looks_like_spam(text: str) -> None:
+    for form in FORMS:
+        sent, _, _ = filled_in(form)
+        values = {name: text if value == SHORT else str(value) for name, value in sent}
+        if form["kind"] == "newsletter" or not any(map(is_visible, form["fields"])):
+            continue
+        found = forms.contact(values)
+        read = spam.read(found.text, found.name, found.subject, found.extra.values())
+        assert spam.judge(read).points < spam.ASK, (form["id"], read.signs)

@@ -155,6 +155,31 @@ def test_a_short_honest_message_in_any_language_is_clean(message: str) -> None:
     assert points(message, **BARE) < HOLD
 
 
+@pytest.mark.parametrize(
+    "known",
+    [
+        {"message": "https://example.com/ada"},
+        {"message": "www.example.com", "subject": "My portfolio"},
+        {"message": "Something short", "extra": {"site": "https://example.com/ada"}},
+        {"message": "Something short", "extra": {"a": "example.com", "b": "ada.top"}},
+        {"message": "Hello", "subject": "https://example.com/"},
+        {"message": "Call me, please.", "extra": {"budget": "$5,000 - $10,000"}},
+        {"message": "I would like to know more about your services."},
+    ],
+    ids=str,
+)
+def test_a_link_or_a_budget_that_a_form_asked_for_is_clean(
+    known: dict[str, Any],
+) -> None:
+    assert points(**known) < ASK
+
+
+def test_a_long_further_field_is_read_like_the_message() -> None:
+    pitch = "Rank first on Google for $99: https://rank.top/ To unsubscribe reply."
+    assert points("Hello", extra={"details": pitch}) >= ASK
+    assert points("https://bit.ly/x") >= ASK
+
+
 # -- the weights -----------------------------------------------------------------------
 
 
