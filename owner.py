@@ -150,15 +150,21 @@ def _as_csv(rows: Iterable[dict[str, Any]], columns: list[str]) -> Iterator[str]
     yield line.getvalue()
 
 
-# Where a cell begins: also for a spreadsheet that was told another separator.
-_FORMULA = re.compile(r"(?:\A|(?<=[;,\t\r\n]))(\s*)(?=[=+\-@＝＋－＠])")
+# Where a cell begins: also for a spreadsheet that was told another separator, which
+# takes our quotes for its own: ;""=1 is a formula then.
+# Each run of separators and spaces is passed once: its repeats do not add up.
+_CELL_BEGINS = re.compile(r"((?:\A|[;,\t\r\n])[\s\"]*+)([=+\-@＝＋－＠])?")
 
 
 def _cell(value: Any) -> Any:
     """Return a cell that no spreadsheet takes for a formula (OWASP, CSV injection)."""
     if isinstance(value, (dict, list)):
         value = json.dumps(value, ensure_ascii=False)
-    return _FORMULA.sub(r"\1'", value) if isinstance(value, str) else value
+    return _CELL_BEGINS.sub(_defused, value) if isinstance(value, str) else value
+
+
+def _defused(begin: re.Match[str]) -> str:
+    return f"{begin[1]}'{begin[2]}" if begin[2] else begin[0]
 
 
 def _in_chunks(texts: Iterable[str]) -> Iterator[bytes]:

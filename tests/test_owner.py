@@ -6,6 +6,7 @@ import base64
 import csv
 import io
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from frontdesk.database import current, execute
 from frontdesk.settings import VERSION, Window
 from frontdesk.tables import DAY, Setting, Table, day_of, iso
 from models import Delivery, Message, Receipt, Subscriber
+from owner import _as_csv
 from tests.support.databases import limit_pages, migrate
 from tests.support.desk import NOON, TOKEN, Clock, Desk
 
@@ -400,7 +402,8 @@ def test_no_cell_of_a_csv_is_a_formula(desk: Desk, text: str) -> None:
 
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
 @pytest.mark.parametrize(
-    "text", ["x;=1+1", "x\n=1+1", "x\t@SUM(A1)", "x, -1+1", "a;\n+1"]
+    "text",
+    ["x;=1+1", "x\n=1+1", "x\t@SUM(A1)", "x, -1+1", "a;\n+1", 'x;"=1+1', 'x; " "@A1'],
 )
 def test_no_cell_is_a_formula_with_another_separator_either(
     desk: Desk, separator: str, text: str
@@ -410,6 +413,15 @@ def test_no_cell_is_a_formula_with_another_separator_either(
     for line in answer.text.splitlines():
         for cell in line.split(separator):
             assert cell.strip(' "')[:1] not in tuple("=+-@"), cell
+
+
+def test_defusing_a_cell_costs_no_more_than_its_length() -> None:
+    def seconds(length: int) -> float:
+        started = time.process_time()
+        list(_as_csv([{"message": "a" + "\n" * length + "b"}], ["message"]))
+        return time.process_time() - started
+
+    assert min(seconds(10_000) for _ in range(3)) < 100 * seconds(500)
 
 
 def test_a_formula_in_a_visitors_page_is_defused_too(desk: Desk) -> None:
