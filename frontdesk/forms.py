@@ -20,6 +20,7 @@ from falcon.media import MultipartFormHandler
 from frontdesk import fields
 from frontdesk.fields import meaning
 from frontdesk.languages import marked
+from frontdesk.settings import origin_of
 
 T = TypeVar("T")
 
@@ -621,7 +622,9 @@ def next_url(
         if not allows(url):
             return None
         parts = urlsplit(url)
-        host = parts.netloc.encode("idna").decode()
+        # Python's own IDNA is that of 2003: strasse.example for straße.example.
+        ascii_host = (origin_of(url) or "").partition("://")[2]
+        host = parts.netloc if parts.netloc.isascii() else ascii_host
     except (ValueError, UnicodeError):
         return None
     return quote(parts._replace(netloc=host).geturl(), safe="%/:?#[]@!$&'()*+,;=~")

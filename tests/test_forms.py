@@ -435,6 +435,12 @@ def test_a_form_lands_only_on_an_allowed_origin(wanted: str, url: str | None) ->
     assert found == url
 
 
+def test_a_landings_host_is_the_one_that_was_allowed() -> None:
+    allows = Origins(("https://xn--strae-oqa.example",)).allows
+    found = next_url("https://straße.example/danke", None, allows)
+    assert found == "https://xn--strae-oqa.example/danke"  # not strasse.example
+
+
 def test_a_relative_wish_of_an_unknown_site_is_ignored() -> None:
     assert next_url("/thanks", None, Origins(("*",)).allows) is None
 
