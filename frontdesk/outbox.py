@@ -250,7 +250,10 @@ class Outbox:
 
     def go_round(self) -> None:
         """Do what is to be done from time to time."""
-        self._database.enter(seconds_left() or ROUND_SECONDS)
+        left = seconds_left()
+        if left == 0:  # the next request will have some
+            return
+        self._database.enter(left or ROUND_SECONDS)
         for work in self._rounds:
             work(self._clock())
 

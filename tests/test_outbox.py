@@ -22,6 +22,7 @@ from frontdesk.outbox import (
     Outbox,
     Refused,
     TryLater,
+    within,
 )
 from frontdesk.settings import Window
 from frontdesk.tables import DAY
@@ -680,3 +681,14 @@ def test_the_log_holds_nothing_personal(
     assert "outbox" in log
     for private in ("ada@", "Lovelace", "secret", "a-token", "/private", "127.0"):
         assert private not in log
+
+
+def test_a_request_whose_time_is_over_makes_no_round(desk: Desk) -> None:
+    made: list[float] = []
+    database = desk.app.service.database
+    outbox = Outbox(database, Delivery, {}, [made.append], in_requests=True)
+    with within(0):
+        outbox.go_round()
+    assert made == []
+    outbox.go_round()
+    assert len(made) == 1
