@@ -36,7 +36,9 @@ class DeskPage(Resource):
 
     def on_get(self, req: Request, resp: Response) -> None:
         """Show it; before=id shows the messages that are older than that one."""
-        messages = Message.newest(MESSAGES + 1, req.get_param("before") or "")
+        messages = Message.newest(
+            MESSAGES + 1, forms.clean(req.get_param("before") or "")
+        )
         site = self._site.pages
         self._site.show(
             resp,
@@ -66,6 +68,7 @@ class DeskMessage(Resource):
     def on_post(self, req: Request, resp: Response, message_id: str) -> None:
         """Deliver it, learn that it was spam, or delete it; again is harmless."""
         action, now = forms.read(req).get("action"), self._clock()
+        message_id = forms.clean(message_id)  # Postgres takes no NUL
         if action == "deliver":
             Message.deliver(message_id, now)
         elif action == "spam":

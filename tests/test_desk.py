@@ -95,6 +95,15 @@ def test_a_page_has_25_messages_the_newest_first(
     assert "/desk?before=" not in older
 
 
+@pytest.mark.parametrize("odd", ["%00", "x%00y", "%ED%A0%80", "x"])
+def test_an_id_that_no_message_can_have_changes_nothing(desk: Desk, odd: str) -> None:
+    write(desk)
+    assert desk.owner("GET", f"/desk?before={odd}").status_code == 200
+    for action in ("deliver", "spam", "delete"):
+        assert press(desk, odd, action).status_code == 303
+    assert len(desk.messages()) == 1
+
+
 def test_what_did_not_arrive_is_told_first(desk: Desk) -> None:
     message_id = write(desk)
     desk.drain()
