@@ -440,7 +440,7 @@ class Subscriber(Table):
             mailed="[]",
         )
         may_ask = row.status != "confirmed" and row.refused_at is None
-        if row._queue_mail(email, client, now, mails_per_day, may_ask):
+        if row._queue_mail(client, now, mails_per_day, may_ask):
             # A link confirms the very address that it was mailed to.
             if row.status == "left" or row.email != email:
                 row.cycle = secrets.token_hex(4)
@@ -460,7 +460,7 @@ class Subscriber(Table):
         row = cls._locked("id", subscriber_id)
         if row is not None and row.status == "pending":
             row.asked_at = now
-            row._queue_mail(row.email, row.client, now, mails_per_day)
+            row._queue_mail(row.client, now, mails_per_day)
             row._store()
 
     @classmethod
@@ -561,12 +561,7 @@ class Subscriber(Table):
         insert("subscriber", self.__data__, conflict=_store_again())
 
     def _queue_mail(
-        self,
-        email: str,
-        client: str,
-        now: float,
-        mails_per_day: int,
-        may_ask: bool = True,
+        self, client: str, now: float, mails_per_day: int, may_ask: bool = True
     ) -> bool:
         """Queue a confirmation mail, and tell whether there was one left to spend."""
         # One that waits for a later day's ceiling counts already.
@@ -574,7 +569,7 @@ class Subscriber(Table):
         mailed = [t for t in json.loads(self.mailed) if earliest < t <= latest]
         rested = not mailed or mailed[-1] <= now - CONFIRM_HOURLY
         wanted = may_ask and rested and len(mailed) < CONFIRM_PER_WINDOW
-        due_at = spend_mail(email, client, now, mails_per_day, wanted)
+        due_at = spend_mail(client, now, mails_per_day, wanted)
         if due_at is None:
             return False
         self.mailed = json.dumps([*mailed, due_at])

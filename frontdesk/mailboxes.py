@@ -1,4 +1,4 @@
-"""Which spellings of an address reach the same mailbox, and which providers are large.
+"""Which spellings of an address reach the same mailbox.
 
 A person must not get more confirmation mails than others by the spellings that their
 provider delivers to one mailbox (each provider's help pages tell them).
@@ -19,14 +19,6 @@ SAME = {
 # Characters that a provider passes over in the part before the @.
 PASSED_OVER = {"gmail.com": ".", "proton.me": ".-_"}
 FASTMAIL = ("fastmail.com", "fastmail.fm", "messagingengine.com")
-# Providers with very many mailboxes each, by the first label of their domains.
-LARGE = frozenset(
-    """126 163 aol bigpond bluewin centrum comcast daum free freenet gmail gmx hanmail
-    hotmail icloud inbox interia laposte libero list live mail mailbox msn naver nate
-    onet op orange outlook posteo proton qq rambler rocketmail seznam sfr sina t-online
-    telenet terra tiscali ukr uol virgilio wanadoo web wp yahoo yandex yeah ymail
-    zoho""".split()  # noqa: SIM905
-)
 
 
 def folded(email: str) -> str:
@@ -44,8 +36,3 @@ def folded(email: str) -> str:
     for char in PASSED_OVER.get(domain, ""):
         local = local.replace(char, "")
     return f"{local}@{domain}"
-
-
-def is_large(email: str) -> bool:
-    """Tell whether an address's domain has mailboxes of very many people."""
-    return email.casefold().rpartition("@")[2].partition(".")[0] in LARGE

@@ -6,34 +6,32 @@ from collections.abc import Mapping
 from datetime import date, timedelta
 
 from frontdesk.database import current, execute
-from frontdesk.mailboxes import is_large
-from frontdesk.tables import UNLIMITED, Tally, day_of, keyed_hash
+from frontdesk.tables import UNLIMITED, Tally, day_of
 
 MOST_DAYS = 30  # that a mail waits; by then who has not confirmed is forgotten
 
 
 def spend_mail(
-    email: str, client: str, now: float, mails_per_day: int, wanted: bool = True
+    client: str, now: float, mails_per_day: int, wanted: bool = True
 ) -> float | None:
     """Spend one confirmation mail of the first day that has room; return when it is.
 
-    One network, and one domain that is no large provider's, gets a tenth of a day's
-    mails at most: a flood must not take everybody's. What is over is mailed the next
-    day. None: so many wait already that there is no room for a month.
+    One network gets a tenth of a day's mails at most: a flood must not take
+    everybody's. What is over is mailed the next day. None: so many wait already that
+    there is no room for a month.
 
     A sign-up that is to get no mail (wanted=False) does the same work: which days are
     full is asked in one statement, since trying each of them took time that told.
     """
-    total, *shared = _tallies("confirmation mails", email, client)
-    share = max(1, mails_per_day // 10)
-    ceilings = {**dict.fromkeys(shared, share), total: mails_per_day}
+    total, network = _tallies("confirmation mails", client)
+    ceilings = {network: max(1, mails_per_day // 10), total: mails_per_day}
     today = day_of(now)
     full = _full_days(ceilings, today)
     for later in range(MOST_DAYS if wanted and mails_per_day else 0):
         day = (date.fromisoformat(today) + timedelta(later)).isoformat()
         if day not in full and Tally.spend_all(ceilings, day):
             return max(now, current().calendar.midnight(day))
-    names = _tallies("sign-ups without a mail", email, client)
+    names = _tallies("sign-ups without a mail", client)
     Tally.spend_all(dict.fromkeys(names, UNLIMITED), today)
     return None
 
@@ -46,10 +44,6 @@ def _full_days(ceilings: Mapping[str, int], today: str) -> set[str]:
     return {row[0] for row in rows.fetchall()}
 
 
-def _tallies(what: str, email: str, client: str) -> list[str]:
-    """Return what a sign-up counts towards: all, its network's, a small domain's."""
-    names = [what, f"{what} {client}"]
-    if not is_large(email):
-        domain = keyed_hash("domain", email.rpartition("@")[2])[:12]
-        names.append(f"{what} {domain}")
-    return names
+def _tallies(what: str, client: str) -> tuple[str, str]:
+    """Return what a sign-up counts towards: all, and its network's."""
+    return what, f"{what} {client}"
