@@ -49,7 +49,7 @@ VALUES = {
 NAMED = {  # by parts of a field's name, where its type says nothing
     "mail|replyto": VISITOR,
     "phone|tel[eé]?f|mobile|cell": VALUES["tel"],
-    "user|n[ao]m[eb]|nume|apellido|name": "Ada Lovelace",
+    "user|n[ao]m[eb]|nom$|nume|apellido|name": "Ada Lovelace",
     "company|empresa|business|org|betrieb": "Analytical Engines",
     "subject|asunto|sujet|topic": "About your offer",
 }
