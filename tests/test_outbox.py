@@ -686,7 +686,7 @@ def test_the_log_holds_nothing_personal(
 def test_a_request_whose_time_is_over_makes_no_round(desk: Desk) -> None:
     made: list[float] = []
     database = desk.app.service.database
-    outbox = Outbox(database, Delivery, {}, [made.append], in_requests=True)
+    outbox = Outbox(database, {}, [made.append], in_requests=True)
     with within(0):
         outbox.go_round()
     assert made == []
