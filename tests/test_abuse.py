@@ -803,7 +803,7 @@ def test_held_and_accepted_messages_cost_the_same_work(
     assert accepted == held
     assert accepted["INSERT"] >= 2
     if sqlite_path(desk.settings.database_url):
-        assert accepted["COMMIT"] == 1
+        assert accepted["COMMIT"] == 2  # one of them only reads, and syncs nothing
 
 
 def signup_states(desk: Desk) -> dict[str, str]:
