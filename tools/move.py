@@ -56,7 +56,6 @@ def move(source_url: str, target_url: str) -> dict[str, int]:
 
 def copy(table: Any, source: Database, target: Database) -> None:
     """Copy a table's rows, and the number that its next one gets."""
-    target.enter()  # the query builder asks the database in use what it can do
     table.delete().bind(target.engine).execute()  # what the migrations put there
     rows = table.select().tuples().bind(source.engine).iterator()
     fields = table._meta.sorted_fields
