@@ -102,9 +102,8 @@ class Letter:
         if self._settings.letter != "off":
             Delivery.add_letter(self._period_of(now), now)
 
-    def compose(self, ref: str) -> dict[str, Any]:
-        """Return the letter about the period before the one that began on a day."""
-        ends = ref
+    def compose(self, ends: str) -> dict[str, Any]:
+        """Return the letter about the period that ended when a day began (ISO date)."""
         begins = self._period_of(self._calendar.midnight(ends) - DAY / 2)
         before = self._period_of(self._calendar.midnight(begins) - DAY / 2)
         this, last = self._numbers(begins, ends), self._numbers(before, begins)

@@ -157,7 +157,7 @@ class ClientAddress:
         """Set req.context.client.
 
         Raises Rejected (400) for two X-Forwarded-For lines: a forgery attempt that
-        the server has marked (see worker.py).
+        the server has marked (apply_policy() in frontdesk/server.py).
         """
         if req.get_header("X-Forwarded-For") == TWO_LINES:
             message = marked("X-Forwarded-For was sent twice.")

@@ -85,7 +85,7 @@ class Message(Table):
     client = TextField()  # /24 or /48
     spam_score = IntegerField()
     spam_reasons = TextField()  # JSON list, see Language.sentences()
-    echo = TextField()  # fingerprint of the text, see spam.py
+    echo = TextField()  # first hash of spam.fingerprint(), "" for a short text
     doubtful = BooleanField()  # delivered with a mark in the subject
     held_at = DoubleField(null=True)
     digested_at = DoubleField(null=True)

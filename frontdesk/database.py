@@ -405,7 +405,7 @@ class SqliteFile(Database):
         """Run a function that reads what was written just before.
 
         By the connection that wrote it: any other fetches its pages anew, which takes
-        five times as long. Nothing is written, so that nothing is synced.
+        five times as long. As long as it writes nothing, nothing is synced.
         """
         return self.write(work)
 

@@ -59,7 +59,6 @@ class Delivery(Table):
         The outer condition repeats the inner one: on Postgres two claimants may pick
         the same row, and the second finds it no longer due.
         """
-
         lease = secrets.token_hex(8)
         row = execute(
             "UPDATE delivery SET due_at = ?, attempts = attempts + 1, lease = ? "
@@ -107,7 +106,6 @@ class Delivery(Table):
     @transaction
     def done(self, now: float) -> None:
         """Forget a delivery that was accepted."""
-
         deleted = execute(
             "DELETE FROM delivery WHERE id = ? AND lease = ?", self.id, self.lease
         )
@@ -117,7 +115,6 @@ class Delivery(Table):
     @transaction
     def put_back(self, due_at: float | None, error: str, attempts: int) -> None:
         """Try again at a time, or never (None); the lease is over."""
-
         execute(
             "UPDATE delivery SET due_at = ?, error = ?, attempts = ?, lease = NULL "
             "WHERE id = ? AND lease = ?",
