@@ -186,10 +186,7 @@ class Backup(Resource):
         """Answer with a consistent SQLite file; there is none on Postgres."""
         database = self._service.database
         if not isinstance(database, SqliteFile):
-            message = marked(
-                "On Postgres there is no such file: pg_dump makes a backup."
-            )
-            raise forms.error(falcon.HTTP_404, "NOT_FOUND", message)
+            raise forms.error(falcon.HTTP_404, "NOT_FOUND", NO_FILE)
         resp.content_type = "application/vnd.sqlite3"
         resp.downloadable_as = "frontdesk.sqlite3"
         if req.method == "GET":
