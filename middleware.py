@@ -69,8 +69,6 @@ class RequestLog:
         self, req: Request, resp: Response, resource: Any, ok: bool
     ) -> None:
         """Set what every answer carries, and log it."""
-        if not hasattr(req.context, "id"):  # Falcon itself refuses WEBSOCKET, earlier
-            self.process_request(req, resp)
         resp.set_header("X-Request-ID", req.context.id)
         resp.set_header("X-Content-Type-Options", "nosniff")
         if not ok or resp.get_header("Cache-Control") is None:
