@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 DUPLICATE_BODY_SECONDS = 600
 IDEMPOTENCY_SECONDS = 86400
 DATABASE_SECONDS = 4  # that Postgres may take of a request, all statements together
-ASKED_SECONDS = (2, 86400)  # how old an answer to our own question may be
+ASKED_SECONDS = (2, 86400)  # that a person takes to answer our own question
 
 
 class Frontdesk(falcon.App):  # type: ignore[type-arg]
@@ -292,11 +292,12 @@ class Contact(Resource):
         message_id = known.message_id
         if message_id is None:
             verdict = self._verdict(req, contact, said, known)
-            asked = _is_answer(self._asked_seconds(values, contact))
+            age = self._age_of_answer(values, contact)
+            asked = age is not None and ASKED_SECONDS[0] <= age <= ASKED_SECONDS[1]
             if verdict.doubtful and wants_html(req) and not asked:
-                self._ask(req, resp, values, contact, next_url)
+                self._ask(req, resp, values, contact, next_url, age)
                 return
-            row = self._row(req, values, contact, said)
+            row = self._row(req, values, contact, said, client)
             message_id = Message.receive(row, verdict, keys=keys, now=now, asked=asked)
         if message_id is None:
             raise _no_room(now)
@@ -335,6 +336,7 @@ class Contact(Resource):
         values: Mapping[str, str],
         contact: ContactForm,
         said: spam.Reading,
+        client: str,
     ) -> dict[str, Any]:
         """Return what is stored of a submission, but for its verdict."""
         return {
@@ -345,7 +347,7 @@ class Contact(Resource):
             "fields": contact.extra,
             "layout": contact.layout,
             "page": self._site.referrer(req, values),
-            "client": truncated(req.context.client),
+            "client": client,
             "echo": next(iter(said.fingerprint), ""),
         }
 
@@ -371,9 +373,12 @@ class Contact(Resource):
         values: Mapping[str, str],
         contact: ContactForm,
         next_url: str,
+        age: float | None,
     ) -> None:
-        """Ask a doubtful sender once, with 422: nothing is stored yet."""
-        asked = self._asked_seconds(values, contact)
+        """Ask a doubtful sender once, with 422: nothing is stored yet.
+
+        age: of an answer that came too soon or too late, None where there is none.
+        """
         content = keyed_hash("ask", *_content(contact))
         ours = {
             forms.PROOF: self._links.token("ask", content),
@@ -385,7 +390,7 @@ class Contact(Resource):
             *self._site.landings(next_url),
             action="/contact",
             multipart=is_multipart(req),
-            too_soon=asked is not None and asked < ASKED_SECONDS[0],
+            too_soon=age is not None and age < ASKED_SECONDS[0],
             fields=[*{**values, **ours}.items()],
             shown=[
                 (self._site.pages.language.text(label(name)), value)
@@ -395,10 +400,10 @@ class Contact(Resource):
         )
         resp.status = falcon.HTTP_422
 
-    def _asked_seconds(
+    def _age_of_answer(
         self, values: Mapping[str, str], contact: ContactForm
     ) -> float | None:
-        """Return how long ago we asked about just this text, None if we did not."""
+        """Return how many seconds ago we asked about just this text, else None."""
         if not (proof := values.get(forms.PROOF)):
             return None
         try:
@@ -406,11 +411,6 @@ class Contact(Resource):
         except BadLinkError:
             return None
         return age if content == keyed_hash("ask", *_content(contact)) else None
-
-
-def _is_answer(asked: float | None) -> bool:
-    """Tell whether a person had the time to press our question's button."""
-    return asked is not None and ASKED_SECONDS[0] <= asked <= ASKED_SECONDS[1]
 
 
 def _no_room(now: float) -> Rejected:
