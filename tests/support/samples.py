@@ -142,4 +142,11 @@ MAILS: dict[str, dict[str, Any]] = {
 }
 EVERY = {**PAGES, **MAILS, "mail-confirm.html": CONFIRM}
 # Those that others are made of, and the chart, which frontdesk/pictures.py fills in.
-PARTS = {"base.html", "action.html", "done.html", "sent.html", "chart.svg"}
+PARTS = {
+    "base.html",
+    "action.html",
+    "done.html",
+    "sent.html",
+    "message.html",
+    "chart.svg",
+}
