@@ -25,7 +25,7 @@ run: $(VENV)/run
 
 test: $(VENV)/dev
 	$(BIN)/python -m pytest --quiet --numprocesses 2 --dist worksteal \
-		--cov --cov-report=term --cov-fail-under=90
+		--cov --cov-report=term --cov-fail-under=95
 
 # What is fast says pyproject.toml (markers) and tests/conftest.py.
 quick: $(VENV)/dev
