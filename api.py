@@ -288,7 +288,7 @@ class Contact(Resource):
         next_url = self._site.next_url(req, values, contact.next, "/thanks")
         said, keys = self._read(contact), self._keys(req, contact)
         client = truncated(req.context.client)
-        known = Message.known(keys, said.fingerprint, client, now)
+        known = Message.known(keys, said.echo, client, contact.text, now)
         message_id = known.message_id
         if message_id is None:
             verdict = self._verdict(req, contact, said, known)
@@ -310,7 +310,7 @@ class Contact(Resource):
             resp.media["success"] = "true"
 
     def _read(self, contact: ContactForm) -> spam.Reading:
-        """Read the words of a submission, for its verdict and its fingerprint."""
+        """Read the words of a submission, for its verdict and its echoes."""
         from frontdesk import spam  # with the first message, not at start
 
         return spam.read(
@@ -325,10 +325,7 @@ class Contact(Resource):
         """Judge what was said, how it was sent, and what is known of such a text."""
         from frontdesk import spam
 
-        signs = _signs(req, contact.honeypot, known.at)
-        return spam.judge(
-            said, signs._replace(echoes=known.echoes, taught=known.taught)
-        )
+        return spam.judge(said, _signs(req, contact.honeypot, known))
 
     def _row(
         self,
@@ -348,7 +345,7 @@ class Contact(Resource):
             "layout": contact.layout,
             "page": self._site.referrer(req, values),
             "client": client,
-            "echo": next(iter(said.fingerprint), ""),
+            "echo": said.echo,
         }
 
     @staticmethod
@@ -435,11 +432,11 @@ def _content(contact: ContactForm) -> tuple[str, ...]:
     return *said, *chain(*contact.extra.items()), str(contact.honeypot)
 
 
-def _signs(req: Request, honeypot: bool, now: float) -> spam.Request:
+def _signs(req: Request, honeypot: bool, known: Known) -> spam.Request:
     """Return what a request says of who sent it: a person's browser, or a robot."""
     from frontdesk import spam
 
-    seconds, webdriver = _session_data(req, now)
+    seconds, webdriver = _session_data(req, known.at)
     return spam.Request(
         honeypot=honeypot,
         seconds_on_page=seconds,
@@ -447,7 +444,9 @@ def _signs(req: Request, honeypot: bool, now: float) -> spam.Request:
         origin=req.get_header("Origin") is not None,
         referer=req.get_header("Referer") is not None,
         accept_language=req.get_header("Accept-Language") is not None,
-        user_agent=bool(req.user_agent),
+        user_agent=bool(req.get_header("User-Agent")),
+        echoes=known.echoes,
+        taught=known.taught,
     )
 
 
@@ -502,7 +501,7 @@ class Newsletter(Resource):
     def _is_suspicious(req: Request, signup: forms.Signup, now: float) -> bool:
         from frontdesk import spam  # with the first sign-up, not at start
 
-        signs = _signs(req, signup.honeypot, now)
+        signs = _signs(req, signup.honeypot, Known(now, None))
         return spam.suspicious_signup(signup.name, signs)
 
 

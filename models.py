@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -85,7 +85,7 @@ class Message(Table):
     client = TextField()  # /24 or /48
     spam_score = IntegerField()
     spam_reasons = TextField()  # JSON list, see Language.sentences()
-    echo = TextField()  # first hash of spam.fingerprint(), "" for a short text
+    echo = TextField()  # see spam.Reading
     doubtful = BooleanField()  # delivered with a mark in the subject
     held_at = DoubleField(null=True)
     digested_at = DoubleField(null=True)
@@ -145,25 +145,22 @@ class Message(Table):
 
     @classmethod
     def known(
-        cls,
-        keys: Mapping[str, int],
-        fingerprint: Sequence[str],
-        client: str,
-        now: float,
+        cls, keys: Mapping[str, int], echo: str, client: str, text: str, now: float
     ) -> Known:
-        """Return what is known of a submission before it is judged.
+        """Return what is known of a submission before it is judged, by one statement.
 
-        keys: see receive(); fingerprint: of its text, see spam.py.
+        keys: see receive(); echo: see spam.Reading.
         """
-
-        def look() -> Known:
-            message_id = Receipt.recall(keys, now)
-            if message_id is not None:
-                return Known(now, message_id)
-            echoes = cls.echoes(next(iter(fingerprint), ""), client, now)
-            return Known(now, None, echoes, Lesson.recall(fingerprint))
-
-        return current().look(look)
+        longest = max(keys.values()) + SKEW
+        times = (now, now + longest, echo, now - DAY, client)
+        row = current().look(_known_sql(len(keys)), *keys, *times)
+        message_id, echoes, has_lessons = row
+        if message_id is not None and len(keys) > 1:
+            # From now on the other keys belong to it, too.
+            message_id = Receipt.claim_all(keys, message_id, now)
+        return Known(
+            now, message_id, echoes, cls._taught(text) if has_lessons else None
+        )
 
     @staticmethod
     def _spend_room(
@@ -177,22 +174,6 @@ class Message(Table):
         # All first: of networks that find no room, however many, nothing is kept.
         ceilings = {name: most, f"{name} {row['client']}": share}
         return Tally.spend_all(ceilings, hour_of(now), min(weight, share))
-
-    @classmethod
-    def echoes(cls, echo: str, client: str, now: float) -> int:
-        """Count the other clients that sent a near-identical text in the last day.
-
-        Of a flood only the newest 20 are looked at: counting all would take longer
-        with each. The partial index wants its condition said again.
-        """
-        if not echo:
-            return 0
-        sql = (
-            "SELECT client FROM message WHERE echo = ? AND echo <> '' "
-            "AND received_at > ? ORDER BY received_at DESC LIMIT 20"
-        )
-        rows = execute(sql, echo, now - DAY).fetchall()
-        return len({row[0] for row in rows} - {client})
 
     @classmethod
     @transaction
@@ -229,6 +210,12 @@ class Message(Table):
 
         message = cls.get_by_id(message_id)
         Lesson.teach(message_id, spam.fingerprint(message.message), is_spam)
+
+    @staticmethod
+    def _taught(text: str) -> bool | None:
+        from frontdesk import spam
+
+        return Lesson.recall(spam.fingerprint(text))
 
     @classmethod
     def newest(cls, most: int, before: str = "") -> list[Message]:
@@ -367,6 +354,24 @@ class Message(Table):
         if self.undelivered_at is not None:
             return "undelivered"
         return None if self.delivered_at is None else "delivered"
+
+
+@cache
+def _known_sql(keys: int) -> str:
+    """Ask for the message of a key, for near-identical texts, and for any lesson.
+
+    Of a flood only the newest 20 are looked at: counting all would take longer with
+    each. The partial index wants its condition said again.
+    """
+    marks = ", ".join("?" * keys)
+    return (
+        f"SELECT (SELECT message_id FROM receipt WHERE key IN ({marks}) "  # noqa: S608
+        "AND expires_at > ? AND expires_at <= ? LIMIT 1), "
+        "(SELECT count(DISTINCT client) FROM (SELECT client FROM message "
+        "WHERE echo = ? AND echo <> '' AND received_at > ? "
+        "ORDER BY received_at DESC LIMIT 20) AS near WHERE client <> ?), "
+        "EXISTS (SELECT 1 FROM lesson)"
+    )
 
 
 _AWAITING = "held_at < ? AND digested_at IS NULL AND released_at IS NULL"

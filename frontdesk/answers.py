@@ -134,7 +134,9 @@ class Site:
         self, req: Request, values: Mapping[str, str], wanted: str, default: str
     ) -> str:
         """Return where a form lands: its own wish, THANKS_URL, or our thanks page."""
-        asked = forms.next_url(wanted, self.sender(req, values), self._allows)
+        asked = wanted and forms.next_url(
+            wanted, self.sender(req, values), self._allows
+        )
         return asked or self.settings.thanks_url or self.settings.public_url + default
 
     def see_other(self, url: str) -> falcon.HTTPSeeOther:

@@ -13,7 +13,7 @@ import logging
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -142,9 +142,9 @@ class Database:
         """Run a function in a transaction of its own (see transaction())."""
         raise NotImplementedError
 
-    def look(self, work: Callable[[], T]) -> T:
-        """Run a function that reads what was written just before."""
-        return work()
+    def look(self, sql: str, *params: object) -> Any:
+        """Return one row of what was written just before."""
+        return self.execute(sql, *params).fetchone()
 
     def migrate(self) -> None:
         """Create or update the schema; of several who try at once, one does."""
@@ -256,6 +256,11 @@ class SqliteEngine(SqliteDatabase):
         finally:
             self._here.writer = None
 
+    def look(self, sql: str, params: Sequence[object]) -> Any:
+        """Return one row, read by the writer."""
+        writer: Any = self._writer.connection()  # type: ignore[no-untyped-call]
+        return writer.execute(sql, params).fetchone()
+
     def _begin(self, writer: Any) -> None:
         # Who comes after a wait in vain waits briefly: else all threads would stand
         # here, one after the other, and nobody would serve the pages.
@@ -312,19 +317,27 @@ class GroupCommit:
         job = _Job(work)
         with self._queued:
             self._queue.append(job)
-        if not self._turn.acquire(timeout=self._turn_seconds):
-            self._give_up(job)
-        else:
-            try:
+        try:
+            with self.turn():
                 if not job.done:
                     self._commit()
-            finally:
-                self._turn.release()
+        except OperationalError:
+            self._give_up(job)
         if not job.done:  # the leader died with it
             raise OperationalError("not committed")
         if job.error is not None:
             raise job.error
         return job.result  # type: ignore[no-any-return]
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Keep others from the writer; raises OperationalError after a long wait."""
+        if not self._turn.acquire(timeout=self._turn_seconds):
+            raise OperationalError("no turn")
+        try:
+            yield
+        finally:
+            self._turn.release()
 
     def _give_up(self, job: _Job) -> None:
         """Take a job out of the queue; one that is being done is waited for."""
@@ -401,13 +414,14 @@ class SqliteFile(Database):
             log.error("%s was deleted or replaced: restart the service", self.path)
         raise OperationalError("not the file that was opened")
 
-    def look(self, work: Callable[[], T]) -> T:
-        """Run a function that reads what was written just before.
+    def look(self, sql: str, *params: object) -> Any:
+        """Return one row, read by the connection that wrote it.
 
-        By the connection that wrote it: any other fetches its pages anew, which takes
-        five times as long. As long as it writes nothing, nothing is synced.
+        Any other fetches its pages anew, which takes five times as long.
         """
-        return self.write(work)
+        self.check()
+        with self._commit.turn():
+            return self.engine.look(sql, params)
 
     def migrate(self) -> None:
         """Create or update the schema under a file lock.

@@ -38,24 +38,6 @@ class Receipt(Table):
         return str(row[0]) if row else message_id
 
     @classmethod
-    def recall(cls, keys: Mapping[str, int], now: float) -> str | None:
-        """Return the message that one of the keys belongs to, None if none does.
-
-        The other keys belong to it, too, from then on.
-        """
-        marks = ", ".join("?" * len(keys))
-        sql = (
-            f"SELECT key, message_id FROM receipt WHERE key IN ({marks}) "  # noqa: S608
-            "AND expires_at > ? AND expires_at <= ?"
-        )
-        longest = max(keys.values(), default=0) + SKEW
-        known = dict(execute(sql, *keys, now, now + longest).fetchall())
-        owner = next((known[key] for key in keys if key in known), None)
-        if owner is not None and len(known) < len(keys):
-            cls.claim_all(keys, owner, now)
-        return owner
-
-    @classmethod
     @transaction
     def claim_all(cls, keys: Mapping[str, int], message_id: str, now: float) -> str:
         """Return the message that one of the keys belongs to, this one if none does.

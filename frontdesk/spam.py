@@ -102,7 +102,7 @@ class Reading(NamedTuple):
     words: set[str]  # words, pairs of words, and how long words begin ("begin*")
     signs: list[str]  # what words do not say, each a key of SIGNS
     typed: list[Hit]  # what nobody types, with weights set by hand
-    fingerprint: list[str]  # of the text: see fingerprint()
+    echo: str  # the first hash of fingerprint(), "" for a short text
 
 
 def read(
@@ -142,7 +142,9 @@ def read(
     signs += [sign for sign, of in _BY_WORD.items() if not of.isdisjoint(known)]
     known.update([f"{word[:5]}*" for word in known if len(word) > 5])
     known.update(map(" ".join, pairwise(words)))
-    return Reading(known, signs, [*_typed(text, name, subject)], _sketch(of_text))
+    runs = _runs(of_text)
+    echo = f"{min(runs):08x}" if runs else ""
+    return Reading(known, signs, [*_typed(text, name, subject)], echo)
 
 
 def _fold(text: str) -> str:
@@ -382,7 +384,8 @@ def fingerprint(text: str) -> list[str]:
     another name, link or greeting changes few. A text of fewer than ten words has
     none: honest people write the same few words too.
     """
-    return _sketch(_words_of_text(_fold(text)))
+    runs = _runs(_words_of_text(_fold(text)))
+    return [f"{each:08x}" for each in sorted(runs)[:SKETCH]]
 
 
 def _words_of_text(folded: str) -> list[str]:
@@ -391,10 +394,9 @@ def _words_of_text(folded: str) -> list[str]:
     return _words(folded)
 
 
-def _sketch(words: list[str]) -> list[str]:
+def _runs(words: list[str]) -> set[int]:
     if len(words) < 10:
-        return []
+        return set()
     # Each word is hashed once, whatever the number of runs that it is in.
     hashes = [*map(crc32, map(str.encode, words))]
-    runs = sorted({*map(xor, map(xor, hashes, hashes[1:]), hashes[2:])})[:SKETCH]
-    return [f"{each:08x}" for each in runs]
+    return {*map(xor, map(xor, hashes, hashes[1:]), hashes[2:])}
