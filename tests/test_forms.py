@@ -199,13 +199,13 @@ def test_other_fields_are_kept_in_order(
         ),
         (
             "email",
-            "почта メールアドレス 이메일 Email:* adresse_électronique EMAIL MERGE0",
+            "почта メールアドレス 이메일 Email:* adresse_électronique MERGE0 eposta",
         ),
         ("replyto", "_replyto replyto reply-to"),
         ("message", "message msg body comments Nachricht mensaje MENSAGEM menssage"),
         (
             "message",
-            "Mensaje/Problema message[] сообщение お問い合わせ内容 zpráva zprava",
+            "Mensaje/Problema message[] сообщение お問い合わせ内容 zprava melding",
         ),
         (
             "details",
@@ -213,7 +213,7 @@ def test_other_fields_are_kept_in_order(
         ),
         (
             "name",
-            "name _name full-name nombreUsuario Naam お名前（必須） ФИО họ_và_tên",
+            "name _name full-name nombreUsuario Naam お名前（必須） ФИО họ_và_tên 姓名",
         ),
         ("first", "firstName first-name FNAME vorname nameFirst q2_name[first]"),
         ("last", "lastName surname apellidos LNAME Nachname фамилия"),

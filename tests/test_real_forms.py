@@ -26,6 +26,11 @@ SENTENCES = {
     "de": "Guten Tag, ich habe Ihre Seite gesehen. Rufen Sie mich bitte zurück?",
     "it": "Buongiorno, ho visto il vostro sito. Potete richiamarmi giovedì?",
     "nl": "Goedendag, ik zag uw website. Kunt u mij donderdag terugbellen?",
+    "pl": "Dzień dobry, widziałam stronę. Czy mogą Państwo oddzwonić w czwartek?",
+    "tr": "Merhaba, sitenizi gördüm. Perşembe günü beni arayabilir misiniz?",
+    "no": "Hei, jeg har sett siden deres. Kan dere ringe meg på torsdag?",
+    "hr": "Dobar dan, vidjela sam vašu stranicu. Možete li me nazvati u četvrtak?",
+    "zh": "您好，我看到了贵公司的网站。请问星期四可以给我回电话吗？",
     "cs": "Dobrý den, viděla jsem vaše stránky. Můžete mi ve čtvrtek zavolat?",
     "ro": "Bună ziua, am văzut pagina dumneavoastră. Mă puteți suna joi?",
     "ru": "Здравствуйте, я видела ваш сайт. Перезвоните мне, пожалуйста.",
@@ -47,9 +52,10 @@ VALUES = {
     "name": "Ada Lovelace",
 }
 NAMED = {  # by parts of a field's name, where its type says nothing
-    "mail|replyto": VISITOR,
+    "mail|replyto|posta": VISITOR,
     "phone|tel[eé]?f|mobile|cell": VALUES["tel"],
     "user|n[ao]m[eb]|nom$|nume|apellido|name": "Ada Lovelace",
+    "navn|ime$|^imie|nazwisko|soyad|isim|名|人$": "Ada Lovelace",
     "company|empresa|business|org|betrieb": "Analytical Engines",
     "subject|asunto|sujet|topic": "About your offer",
 }
