@@ -313,10 +313,7 @@ class Contact(Resource):
         """Read the words of a submission, for its verdict and its echoes."""
         from frontdesk import spam  # with the first message, not at start
 
-        return spam.read(
-            *(contact.text, contact.name, contact.subject, contact.extra.values()),
-            hosts=self._settings.hosts,
-        )
+        return spam.read(*contact.said(), hosts=self._settings.hosts)
 
     @staticmethod
     def _verdict(

@@ -35,6 +35,13 @@ def meaning(name: str) -> str:
 
 @lru_cache(maxsize=4096)
 def _meaning(name: str) -> str:
+    found = _named(name)
+    if name.startswith("_"):  # a form service's setting, unless it means something
+        return {"": "hidden", "subject": "hidden subject"}.get(found, found)
+    return found
+
+
+def _named(name: str) -> str:
     if _MAILCHIMPS_TRAP.fullmatch(name):
         return "honeypot"
     words = _words()[0]

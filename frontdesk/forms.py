@@ -272,6 +272,16 @@ class Contact:
     extra: dict[str, str] = field(default_factory=dict)  # what has no such meaning
     layout: list[list[str]] = field(default_factory=list)  # see typed()
     honeypot: bool = False
+    by_site: frozenset[str] = frozenset()  # what the site wrote itself
+
+    def said(self) -> tuple[str, str, str, list[str]]:
+        """Return text, name, subject and further fields, to be judged.
+
+        A site's own words, its name among them, tell nothing of who sent the form.
+        """
+        others = [text for text in self.extra.values() if text not in self.by_site]
+        subject = "" if self.subject in self.by_site else self.subject
+        return self.text, self.name, subject, others
 
 
 @dataclass(slots=True)
@@ -302,7 +312,9 @@ def contact(values: Mapping[str, str], own: Container[str] = ()) -> Contact:
     layout = reading.layout(columns, extra)
     reading.done()
     return Contact(
-        email, text, name, subject, reading.next, extra, layout, reading.honeypot
+        *(email, text, name, subject, reading.next, extra, layout),
+        honeypot=reading.honeypot,
+        by_site=reading.by_site(),
     )
 
 
@@ -443,7 +455,7 @@ class _Reading:
 
     def _others(self) -> Iterator[tuple[str, str]]:
         for name, value in self.filled.items():
-            if meaning(name) not in (*_ADDRESS, "recipient"):
+            if meaning(name) not in (*_ADDRESS, "recipient", "hidden"):
                 for one in self.repeated.get(name, (value,)):
                     yield name, one
 
@@ -495,6 +507,19 @@ class _Reading:
         if name:
             self.column[name] = "subject"
         return value
+
+    def by_site(self) -> frozenset[str]:
+        """Return what nobody typed: short texts without a link, as sites write them.
+
+        With a key of Web3Forms or StaticForms, the subject is a setting as well.
+        """
+        keys = (
+            n for n in self.values if meaning(n) == "leftover" and "key" in n.lower()
+        )
+        silent = ("hidden", "hidden subject", *(["subject"] if any(keys) else ()))
+        names = chain.from_iterable(self.names.get(means, ()) for means in silent)
+        texts = (_line(self.filled[name]) for name in names)
+        return frozenset(t for t in texts if len(t) <= MAX_LINE and "://" not in t)
 
     def text(self, name: str) -> str:
         """Return the text: without a field for it, the longest of several words."""

@@ -415,6 +415,17 @@ def test_an_empty_trap_catches_nobody(desk: Desk, value: object) -> None:
     assert len(desk.drain()) == 1
 
 
+@pytest.mark.parametrize(
+    "form",
+    [{"_subject": "From site.example"}, {"subject": "site.example", "apiKey": "x"}],
+)
+def test_a_sites_name_in_its_own_subject_says_nothing(
+    desk: Desk, form: dict[str, str]
+) -> None:
+    answer = submit(desk, FORM | {"message": "Are you free in March?"} | form)
+    assert answer.status_code == 303  # not asked whether it is spam
+
+
 def test_a_held_plain_form_lands_like_any_other(desk: Desk) -> None:
     answer = submit(desk, FORM | {"_gotcha": "x", "_next": "/ok"})
     assert answer.status_code == 303

@@ -218,7 +218,9 @@ def test_other_fields_are_kept_in_order(
         ("first", "firstName first-name FNAME vorname nameFirst q2_name[first]"),
         ("last", "lastName surname apellidos LNAME Nachname фамилия"),
         ("subject", "subject Betreff asunto emne ÄMNE aemne 件名"),
-        ("hidden subject", "_subject"),
+        ("hidden subject", "_subject _email.subject"),
+        ("recipient", "to _to recipient _email.to"),
+        ("hidden", "_append _email.from _feedback.success.message _valid[email] _x"),
         ("next", "_next next redirectTo _redirect"),
         ("honeypot", "_gotcha _honey bot-field botcheck b_0a9f_12ab honeypot"),
         ("leftover", "access_key accessKey _url form-name _captcha _template _BCC"),
@@ -257,6 +259,7 @@ ADA, EVE, OWNER = "ada@example.com", "eve@example.com", "owner@site.example"
         ({"reach me at": f"write to {ADA}", "message": "Hi"}, ""),
         ({"message": ADA}, ADA),
         ({"name": ADA, "message": "Hi"}, ADA),
+        ({"_email.to": EVE, "_email.from": EVE, "message": "Hi"}, ""),
     ],
     ids=str,
 )
@@ -276,6 +279,7 @@ def test_an_address_among_repeated_values_is_found_and_the_rest_stays() -> None:
     [
         ({"details": "One", "message": "Two"}, "Two"),
         ({"message": "", "details": "One"}, "One"),
+        ({"_confirmation": "Thank you so much", "colour": "deep red"}, "deep red"),
         ({"colour": "deep red", "wishes": "A much longer text"}, "A much longer text"),
         ({"colour": "red", "phone": "+44 20 7946 0958"}, ""),
         ({"colour": "red", "tel": "ask for Mrs Smith"}, ""),
@@ -314,6 +318,27 @@ def test_the_subject_is_what_was_typed_before_what_a_site_wrote() -> None:
     assert message.subject == "Bonjour"
     assert message.extra == {"_subject": "New submission!"}
     assert forms.contact({"_subject": "New!", "msg": "Hi"}).subject == "New!"
+
+
+@pytest.mark.parametrize(
+    ("form", "judged"),
+    [
+        ({"subject": "New!"}, ["New!"]),
+        ({"_subject": "New!"}, []),
+        ({"_email.subject": "New!", "_email.from": "Us", "subject": "Hi"}, ["Hi"]),
+        ({"access_key": "x", "subject": "New!"}, []),
+        ({"_subject": "See https://x.example"}, ["See https://x.example"]),
+        ({"_html": "<i>Thanks</i>", "offer": "New"}, ["New"]),
+        ({"_x": "Long words " * 40}, [("Long words " * 40)]),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_what_a_site_wrote_itself_is_not_judged(
+    form: dict[str, str], judged: list[str]
+) -> None:
+    text, name, subject, others = forms.contact(GOOD | form).said()
+    assert (text, name) == ("Hello", "")
+    assert [said for said in (subject, *others) if said] == judged
 
 
 @pytest.mark.parametrize(
