@@ -466,7 +466,7 @@ class _Reading:
 
     def is_placeholder(self, value: str) -> bool:
         """Tell whether a site meant something to be put in a value's place."""
-        if is_template(value):
+        if value == "on" or is_template(value):  # a ticked box: "by email, please"
             return True
         short = len(value) <= fields.MAX_NAME
         return short and fields.key(value) in map(fields.key, self.values)
@@ -490,7 +490,10 @@ class _Reading:
 
     def text_field(self) -> str:
         """Return the field that holds the text, or "": then several words may do."""
-        name = self.first(*_TEXT)
+        name = self.first("message")
+        if not name:  # the longest: "request" or "question" may be a choice
+            details = self.names.get("details", ())
+            name = max(details, key=lambda n: len(self.filled[n]), default="")
         if name:
             self.column[name] = "message"
         return name

@@ -259,6 +259,7 @@ ADA, EVE, OWNER = "ada@example.com", "eve@example.com", "owner@site.example"
         ({"reach me at": f"write to {ADA}", "message": "Hi"}, ""),
         ({"message": ADA}, ADA),
         ({"name": ADA, "message": "Hi"}, ADA),
+        ({"email": "on", "message": "Hi"}, ""),
         ({"_email.to": EVE, "_email.from": EVE, "message": "Hi"}, ""),
     ],
     ids=str,
@@ -279,6 +280,7 @@ def test_an_address_among_repeated_values_is_found_and_the_rest_stays() -> None:
     [
         ({"details": "One", "message": "Two"}, "Two"),
         ({"message": "", "details": "One"}, "One"),
+        ({"request": "Quote", "notes": "Two rooms"}, "Two rooms"),
         ({"_confirmation": "Thank you so much", "colour": "deep red"}, "deep red"),
         ({"colour": "deep red", "wishes": "A much longer text"}, "A much longer text"),
         ({"colour": "red", "phone": "+44 20 7946 0958"}, ""),
