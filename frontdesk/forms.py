@@ -584,7 +584,10 @@ _TOO_LONG = marked("At most %(most)s characters, please.")
 # @, %email%, {{email}}, ${email}, [email], <email>, *|EMAIL|*
 _TEMPLATE = re.compile(r"@|%.*%|[$#]?\{.*\}|\[.*\]|<.*>|\*\|.*\|\*", re.DOTALL)
 _WORD = re.compile(r"[^\W\d_]{2,}")
-_CJK = re.compile("[\u3040-\u30ff\u4e00-\u9fff]{8}")  # written without spaces
+# Thai to Lao, Burmese, Khmer, Japanese and Chinese are written without spaces.
+_UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u4e00-\u9fff]{8}"
+)
 
 
 def _line(text: str) -> str:
@@ -592,8 +595,9 @@ def _line(text: str) -> str:
 
 
 def _has_words(text: str) -> bool:
-    words = _WORD.finditer(text)
-    return ((next(words, None) and next(words, None)) or _CJK.search(text)) is not None
+    """Tell whether a text may be a sentence: a key, an address or a slug is none."""
+    words = filter(_WORD.search, text.split())
+    return bool((next(words, "") and next(words, "")) or _UNSPACED.search(text))
 
 
 def _one_address(text: str) -> str | None:
