@@ -201,7 +201,7 @@ def test_other_fields_are_kept_in_order(
             "email",
             "почта メールアドレス 이메일 Email:* adresse_électronique MERGE0 eposta",
         ),
-        ("replyto", "_replyto replyto reply-to"),
+        ("replyto", "_replyto replyto reply-to payload._replyto"),
         ("message", "message msg body comments Nachricht mensaje MENSAGEM menssage"),
         (
             "message",
@@ -215,7 +215,7 @@ def test_other_fields_are_kept_in_order(
             "name",
             "name _name full-name nombreUsuario Naam お名前（必須） ФИО họ_và_tên 姓名",
         ),
-        ("first", "firstName first-name FNAME vorname nameFirst q2_name[first]"),
+        ("first", "firstName FNAME vorname nameFirst q2_name[first] values.firstName"),
         ("last", "lastName surname apellidos LNAME Nachname фамилия"),
         ("subject", "subject Betreff asunto emne ÄMNE aemne 件名"),
         ("hidden subject", "_subject _email.subject"),
