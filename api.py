@@ -46,10 +46,10 @@ from mail import CONFIRM_SECONDS, Composer, Events, handlers, told
 from middleware import (
     ClientAddress,
     Cors,
+    DatabaseUse,
     Headers,
     Owner,
     RateLimit,
-    Release,
     RequestLog,
     client_key,
     truncated,
@@ -61,7 +61,6 @@ if TYPE_CHECKING:
 
 DUPLICATE_BODY_SECONDS = 600
 IDEMPOTENCY_SECONDS = 86400
-DATABASE_SECONDS = 4  # that Postgres may take of a request, all statements together
 ASKED_SECONDS = (2, 86400)  # that a person takes to answer our own question
 
 
@@ -80,7 +79,7 @@ class Frontdesk(falcon.App):  # type: ignore[type-arg]
 
     def __call__(self, env: Any, start_response: Any) -> Iterable[bytes]:
         """Answer one request."""
-        self.service.database.enter(DATABASE_SECONDS)
+        self.service.database.enter()
         if self.serves:
             self.outbox.start()
         parts = super().__call__(env, start_response)
@@ -125,9 +124,9 @@ def create_app(
         RequestLog(),
         Cors(settings.origins),
         ClientAddress(settings),
+        DatabaseUse(database),
         Owner(settings, limits),
         RateLimit(limits, outbox.visitor_came),
-        Release(database),
     ]
     app = Frontdesk(request_type=Headers, middleware=middleware)
     app.serves = serves

@@ -251,16 +251,22 @@ def too_many(retry_after: int) -> Rejected:
     )
 
 
-class Release:
-    """Gives a pooled database connection back when the answer is made."""
+class DatabaseUse:
+    """Bounds what Postgres may take of a request, and gives its connection back."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    def process_resource(
+        self, req: Request, resp: Response, resource: Resource, params: Any
+    ) -> None:
+        """Set the deadline for all statements together, those of limits included."""
+        self._database.enter(resource.database_seconds)
+
     def process_response(
         self, req: Request, resp: Response, resource: Any, ok: bool
     ) -> None:
-        """Release this thread's connection."""
+        """Release this thread's connection to the pool."""
         self._database.release()
 
 

@@ -47,7 +47,6 @@ COLUMNS = {
     "hits": ["page", "date", "hits", "visitors"],
 }
 CHUNK = 64 * 1024
-HEALTH_SECONDS = 1.5  # that Postgres may take to tell its health
 PROBE_SECONDS = 5
 MAIL_SECONDS = 5  # that Mailjet may take for all that the doctor asks
 NO_FILE = marked("On Postgres there is no such file: pg_dump makes a backup.")
@@ -59,12 +58,12 @@ class Health(Resource):
     """Is all well? Never cached, never limited, no secrets; numbers for the owner."""
 
     more_for_owner = True
+    database_seconds = 1.5  # a platform wants to know within 2
     _checked = 0.0  # of time.monotonic()
 
     def on_get(self, req: Request, resp: Response) -> None:
         """Report; 503 when the database does not answer, or takes nothing more."""
         now, database = self._clock(), self._service.database
-        database.enter(HEALTH_SECONDS)
         status = {"status": "ok", "version": VERSION, "database": "ok"}
         counts = {"waiting": 0, "oldest_seconds": 0, "dead": 0, "undelivered": 0}
         held, late = 0, False

@@ -41,6 +41,7 @@ class Resource:
     form = ""  # the path of the form whose text an error page gives back
     picture = ""  # the media type of the picture that stands in for an error
     over_limit: ClassVar[Mapping[str, Any]] = {}  # what a 429's JSON says besides
+    database_seconds = 4.0  # that Postgres may take of a request, all statements
 
     def __init__(self, service: Service) -> None:
         self._service = service
