@@ -126,7 +126,7 @@ def create_app(
         ClientAddress(settings),
         DatabaseUse(database),
         Owner(settings, limits),
-        RateLimit(limits, outbox.visitor_came),
+        RateLimit(settings, limits, outbox.visitor_came),
     ]
     app = Frontdesk(request_type=Headers, middleware=middleware)
     app.serves = serves
@@ -157,6 +157,7 @@ def policies(settings: Settings) -> dict[str, tuple[Window, ...]]:
         "charts": (Window(300, 60),),
         "pages": (Window(30, 3600),),
         "admin": (Window(10, 60),),
+        "unread": (Window(60, 60),),
     }
 
 

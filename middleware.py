@@ -19,7 +19,7 @@ from falcon import Request, Response
 
 from frontdesk.answers import blocked
 from frontdesk.database import Database
-from frontdesk.forms import Rejected, error
+from frontdesk.forms import MAX_BODY, Rejected, error
 from frontdesk.languages import marked
 from frontdesk.limits import Limits
 from frontdesk.resources import Resource
@@ -28,6 +28,7 @@ from frontdesk.settings import TWO_LINES, Origins, Settings, origin_of
 log = logging.getLogger("frontdesk")
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+CHUNKED = "HTTP_TRANSFER_ENCODING"  # as WSGI spells it: a body of unknown length
 _EXPOSED = "Retry-After, RateLimit, RateLimit-Policy, X-Request-ID"
 
 
@@ -216,11 +217,17 @@ def _network(address: str, bits4: int, bits6: int) -> str:
 class RateLimit:
     """Spends a request of the policy that a resource names, before the body is read.
 
-    came: called for each such request, since what is limited is what visitors do.
+    Nobody reads a large body whose answer is 404 or 405, or 403: where nothing else was
+    spent for it, "unread" limits such answers.
+
+    came: called for each limited request, since what is limited is what visitors do.
     """
 
-    def __init__(self, limits: Limits, came: Callable[[], None]) -> None:
+    def __init__(
+        self, settings: Settings, limits: Limits, came: Callable[[], None]
+    ) -> None:
         self._limits = limits
+        self._address = ClientAddress(settings)
         self._came = came
 
     def process_resource(
@@ -228,10 +235,21 @@ class RateLimit:
     ) -> None:
         """Spend one request; raises Rejected (429)."""
         policy = resource.limited.get(req.method)
-        if policy is None:
-            return
-        self._came()
-        allowance = self._limits.take(policy, client_key(req.context.client))
+        if policy is not None:
+            self._came()
+            self._spend(req, resp, policy, req.context.client)
+
+    def process_response(
+        self, req: Request, resp: Response, resource: Any, ok: bool
+    ) -> None:
+        """Let an error for a large body cost something; raises Rejected (429)."""
+        large = (req.content_length or 0) > MAX_BODY or req.env.get(CHUNKED)
+        if large and not ok and "policy" not in req.context:
+            self._spend(req, resp, "unread", self._address.find(req)[0])
+
+    def _spend(self, req: Request, resp: Response, policy: str, client: str) -> None:
+        req.context.policy = policy
+        allowance = self._limits.take(policy, client_key(client))
         if allowance is None:
             return
         resp.set_headers(self._limits.headers(policy, allowance))

@@ -438,3 +438,62 @@ def test_the_right_token_gets_its_request_back(desk: Desk) -> None:
             "/export/hits.json", headers={"Authorization": f"Bearer {TOKEN}"}
         )
         assert answer.status_code == 200
+
+
+# --- a body that nobody reads ----------------------------------------------------
+
+UNREAD = [
+    ("POST", "/nothing", {}, 404),
+    ("PUT", "/contact", {}, 405),
+    ("GET", "/nothing", {"Accept": "text/html"}, 404),
+    ("POST", "/contact", {"Origin": "https://other.example"}, 403),
+    ("POST", "/newsletter/unsubscribe/forged", {}, 404),
+]
+LARGE = [{"Content-Length": "65537"}, {"Transfer-Encoding": "chunked"}]
+
+
+@ON_SQLITE
+@pytest.mark.parametrize("large", LARGE)
+@pytest.mark.parametrize(("method", "path", "more", "status"), UNREAD)
+def test_a_large_body_that_nobody_reads_costs_its_client_a_request(
+    desk: Desk,
+    method: str,
+    path: str,
+    more: dict[str, str],
+    status: int,
+    large: dict[str, str],
+) -> None:
+    def ask(size: dict[str, str], address: str = "192.0.2.1") -> Any:
+        headers = {"Accept": "application/json", **more, **size}
+        return desk.client.simulate_request(
+            method, path, headers=headers, remote_addr=address
+        )
+
+    first = ask(large)
+    assert first.status_code == status
+    assert first.headers["RateLimit-Policy"] == '"unread";q=60;w=60'
+    assert {ask(large).status_code for _ in range(59)} == {status}
+    over = ask(large)
+    assert (over.status_code, over.headers["Retry-After"]) == (429, "1")
+    if over.headers["Content-Type"] == "application/json":
+        assert over.json["errors"][0]["code"] == "RATE_LIMITED"
+    assert ask(large, "192.0.2.2").status_code == status
+    for size in ({}, {"Content-Length": "0"}, {"Content-Length": "65536"}):
+        assert ask(size).status_code == status
+    desk.clock.advance(1)
+    assert ask(large).status_code == status
+
+
+@ON_SQLITE
+def test_a_large_body_that_is_read_or_limited_already_costs_nothing_more(
+    desk: Desk,
+) -> None:
+    token = desk.app.service.links.token("mailjet", "events")
+    events = [{"event": "open", "MessageID": n} for n in range(3000)]
+    for _ in range(70):
+        answer = desk.client.simulate_post(f"/mailjet/{token}", json=events)
+        assert (answer.status_code, "RateLimit" in answer.headers) == (200, False)
+    headers = {"Content-Length": "65537", "Content-Type": "application/json"}
+    answer = desk.client.simulate_post("/contact", headers=headers)
+    assert answer.status_code == 413
+    assert answer.headers["RateLimit-Policy"].startswith('"contact-60s"')
