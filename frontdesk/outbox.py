@@ -34,7 +34,8 @@ ROUND_SECONDS = 60  # for the work of a round, on Postgres
 IDLE = 30  # seconds between looks for what another worker left due
 TROUBLE = 5  # seconds to wait when the database does not answer
 MAX_RETRY_AFTER = 3600
-STOP_SECONDS = 5  # for the delivery under way, at the process's end
+# For the delivery under way, at the process's end: Apache kills after three.
+STOP_SECONDS = 2
 # Within a request (OUTBOX=request), after its answer:
 MOST_AT_ONCE = 5
 REQUEST_SECONDS = 5  # for all of them
