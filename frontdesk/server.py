@@ -313,8 +313,13 @@ class Threads(Worker):  # type: ignore[misc]
         self.finish()
 
     def poll(self, seconds: float) -> None:
-        """Deal with what happens next."""
-        for key, _ in self.poller.select(seconds):
+        """Deal with what happens next, with new connections last.
+
+        For them an idle one may have to give way; if it had asked meanwhile, closing
+        it with its bytes unread would reset it.
+        """
+        events = self.poller.select(seconds)
+        for key, _ in sorted(events, key=lambda event: event[0].data is None):
             if key.fileobj == self.PIPE[0]:
                 os.read(self.PIPE[0], 64)
             elif key.data is None:

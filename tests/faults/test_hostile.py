@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import resource
 import shutil
+import signal
 import socket
 import subprocess
 import threading
@@ -216,19 +218,29 @@ def test_fifty_rude_clients_a_second_hold_nobody_up(
 ) -> None:
     with swarm(crowded, sent):
         eventually(lambda: connections(crowded) > 90)
-        seconds = max(seconds_for_a_patient_client(crowded) for _ in range(20))
+        seconds = max(seconds_for_a_healthy_request(crowded) for _ in range(20))
     assert seconds < PROMISED
     print(f"worst {seconds:.1f} s")
 
 
-def seconds_for_a_patient_client(server: Server) -> float:
-    """Ask once more after a reset, as browsers do; both tries count."""
-    started = time.monotonic()
-    try:
-        seconds_for_a_healthy_request(server)
-    except ConnectionResetError:
-        seconds_for_a_healthy_request(server)
-    return time.monotonic() - started
+def test_who_has_asked_gives_way_to_nobody(crowded: Server) -> None:
+    """While the worker has no turn, an idle client asks and others connect."""
+    [worker] = workers(crowded)
+    with ExitStack() as stack:
+        for _ in range(99):
+            stack.enter_context(raw(crowded, STARTS["one byte"]))
+        idle = stack.enter_context(raw(crowded))
+        eventually(lambda: connections(crowded) > 100)
+        time.sleep(0.2)  # it is accepted, and none of its bytes is there
+        os.kill(worker, signal.SIGSTOP)
+        try:
+            for _ in range(3):
+                stack.enter_context(raw(crowded))
+            idle.sendall(b"GET /thanks HTTP/1.1\r\nHost: x\r\n\r\n")
+            time.sleep(1.2)  # until it is no new connection any more
+        finally:
+            os.kill(worker, signal.SIGCONT)
+        assert idle.recv(65536).startswith(b"HTTP/1.1 200")
 
 
 def connections(server: Server) -> int:
