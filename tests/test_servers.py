@@ -50,7 +50,7 @@ LoadModule wsgi_module {MODULES}/mod_wsgi.so
 WSGIPassAuthorization On
 <IfDefine !embedded>
   WSGISocketPrefix {{folder}}/wsgi
-  WSGIDaemonProcess frontdesk processes=2 threads=4 shutdown-timeout=8 \\
+  WSGIDaemonProcess frontdesk processes=2 threads=4 \\
     python-home={sys.prefix} python-path={ROOT}
   WSGIScriptAlias / {{folder}}/frontdesk.wsgi \\
     process-group=frontdesk application-group=%{{{{GLOBAL}}}}
