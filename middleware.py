@@ -23,7 +23,7 @@ from frontdesk.forms import MAX_BODY, Rejected, error
 from frontdesk.languages import marked
 from frontdesk.limits import Limits
 from frontdesk.resources import Resource
-from frontdesk.settings import TWO_LINES, Origins, Settings, origin_of
+from frontdesk.settings import BROKEN, TWO_LINES, Origins, Settings, origin_of
 
 log = logging.getLogger("frontdesk")
 
@@ -63,8 +63,16 @@ class RequestLog:
     def process_resource(
         self, req: Request, resp: Response, resource: Resource, params: Any
     ) -> None:
-        """Keep the resource for whoever answers an error."""
+        """Keep the resource for whoever answers an error; raises 405.
+
+        Falcon answers a method that it never heard of with 400.
+        """
         req.context.resource = resource
+        if req.method not in (*falcon.COMBINED_METHODS, BROKEN):
+            known = (
+                m for m in falcon.HTTP_METHODS if f"on_{m.lower()}" in dir(resource)
+            )
+            raise falcon.HTTPMethodNotAllowed([*known, "OPTIONS"])
 
     def process_response(
         self, req: Request, resp: Response, resource: Any, ok: bool

@@ -39,7 +39,7 @@ from gunicorn.http.message import Request
 from gunicorn.http.unreader import IterUnreader
 from gunicorn.workers.base import Worker
 
-from frontdesk.settings import TWO_LINES
+from frontdesk.settings import BROKEN, TWO_LINES
 
 BUSY_MILLISECONDS = 1  # for a client's next request; then the thread serves others
 READ_SECONDS = 8  # for a request's head and body together, from its first byte
@@ -59,8 +59,6 @@ SEND_BYTES = 256 * 1024  # that the system keeps of an answer for a slow client
 # RFC 9112, 7.1; longer extensions and more zeros are hostile.
 CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\r\n]{0,4096})?\r\n")
 
-# What the application is asked in place of what is no request: it knows no such method.
-BROKEN = "BROKEN"
 FAILED = (
     "HTTP/1.1 500 Internal Server Error\r\nConnection: close\r\nCache-Control: no-store"
     "\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{}"
