@@ -352,13 +352,7 @@ def _typed(text: str, name: str, subject: str) -> Iterable[Hit]:
 
 def suspicious_signup(name: str, request: Request) -> bool:
     """Whether a robot signed an address up; a person's browser shows none of this."""
-    headers = (request.origin, request.referer, request.accept_language)
-    return (
-        request.honeypot
-        or not any((*headers, request.user_agent))
-        or is_random(name)
-        or bool(_NAME_LINK.search(name))
-    )
+    return request.honeypot or is_random(name) or bool(_NAME_LINK.search(name))
 
 
 @cache
