@@ -22,6 +22,7 @@ from owner import Checkup
 MESSAGES = 25  # a page
 SUBSCRIBERS = 20  # the newest
 PAGES = 20  # the most seen
+MAIL_SECONDS = 2  # that Mailjet may keep the owner waiting for the page
 LETTER_PAGES = 5
 
 
@@ -32,7 +33,7 @@ class DeskPage(Resource):
 
     def __init__(self, service: Service) -> None:
         super().__init__(service)
-        self._checkup = Checkup.of(service)
+        self._checkup = Checkup.of(service, MAIL_SECONDS)
 
     def on_get(self, req: Request, resp: Response) -> None:
         """Show it; before=id shows the messages that are older than that one."""
@@ -43,7 +44,7 @@ class DeskPage(Resource):
         self._site.show(
             resp,
             "desk.html",
-            attention=[self._checkup.told(c) for c in self._checkup.here() if not c.ok],
+            attention=self._checkup.complaints(),
             messages=[told(message, site) for message in messages[:MESSAGES]],
             older=messages[MESSAGES - 1].id if len(messages) > MESSAGES else None,
             subscribers=Subscriber.totals(),

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
+from desk import DeskPage
+from frontdesk.mailjet import LogTransport
 from frontdesk.settings import Window
 from frontdesk.tables import DAY
 from models import Lesson, Message, Subscriber
@@ -111,6 +114,13 @@ def test_what_did_not_arrive_is_told_first(desk: Desk) -> None:
     text = page(desk).text
     assert "did not arrive" in text and "user unknown" in text
     assert text.index("1 mail did not arrive") < text.index("Hello there")
+
+
+def test_what_the_doctor_complains_of_is_told(desk: Desk) -> None:
+    service = replace(desk.app.service, transport=LogTransport())
+    desk.app.add_route("/shown", DeskPage(service))
+    assert "Needs your attention" not in page(desk).text
+    assert "set MJ_APIKEY_PUBLIC" in desk.owner("GET", "/shown").text
 
 
 @pytest.mark.parametrize("path", ["/desk", "/doctor", "/export/messages.json"])
