@@ -74,6 +74,7 @@ _LETTERS = re.compile(r"[^\W\d_]{5,}")
 _LATIN = re.compile(r"[a-zA-Z]+")
 _HUMP = re.compile(r"[a-z][A-Z]")
 _CODE = re.compile(r"[A-Za-z]{3,20}\d{4,12}[A-Za-z]{3,20}")
+_GLUED = re.compile("(?!Mac|Van|Von)[A-Z][a-z]{2,20}[A-Z]{1,2}[a-z]{0,20}")  # TomQip
 
 
 SIGNS = {
@@ -89,6 +90,7 @@ SIGNS = {
     "money": marked("names amounts of money"),
     "messenger": marked("leads to a messenger"),
     "markup": marked("link markup"),
+    "glued name": marked("random letters"),
 }
 
 
@@ -129,6 +131,8 @@ def read(
             signs += ["own name"] * bool(times)
         elif own.search(name.casefold()):
             signs.append("own name")
+    if _GLUED.fullmatch(name):
+        signs.append("glued name")
     if "@" in said:
         said = _ADDRESS.sub(" ", said)
     if "://" in said or _LINKISH.search(said):
@@ -140,7 +144,7 @@ def read(
     words = _words(rest) + of_text if said == everything else _words(said)
     known = {*words, *(symbol for symbol in "$€£" if symbol in said)}
     signs += [sign for sign, of in _BY_WORD.items() if not of.isdisjoint(known)]
-    known.update([f"{word[:5]}*" for word in known if len(word) > 5])
+    known.update([f"{word[:n]}*" for n in (4, 6) for word in known if len(word) > n])
     known.update(map(" ".join, pairwise(words)))
     runs = _runs(of_text)
     echo = f"{min(runs):08x}" if runs else ""

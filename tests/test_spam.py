@@ -400,6 +400,20 @@ def test_one_honest_word_is_not_random(message: str) -> None:
     assert points(name="Mary-Jane McDonald DeVito") == 0
 
 
+@pytest.mark.parametrize("name", ["JuanCarlos", "AnnaLena", "MarySmith", "PaulMcGee"])
+def test_a_name_without_a_space_is_doubtful_only_with_a_suspicious_text(
+    name: str,
+) -> None:
+    assert points(HONEST, name=name) < ASK
+    assert points("Could you call me tomorrow about the invoice?", name=name) < ASK
+    assert ASK <= points("Hello, I wanted to know your price.", name=name)
+
+
+@pytest.mark.parametrize("name", ["MacDonald", "VanDyke", "McGee", "Lee", "O'Neill"])
+def test_an_honest_name_is_not_put_together(name: str) -> None:
+    assert "glued name" not in spam.read(HONEST, name).signs
+
+
 # -- the site's own name ---------------------------------------------------------------
 
 

@@ -36,7 +36,9 @@ FOLDS, DEALS = 10, 3
 C = 4.0  # how far weights may go: the strength of logistic regression's penalty
 SCALE = 5.0  # of words against signs
 SEEN = 2, 2  # a word counts that is in so many campaigns, and in so many sources
-ASKED = 0.009, 0.1  # of real honest messages, of our own (harder) ones: when unseen
+# How many honest ones may be asked, when unseen: real ones by campaign and by source,
+# and our own, which are harder.
+ASKED = 0.009, 0.013, 0.07
 NOTHING = 60  # honest messages of which no word is known
 SENTENCES = (  # scored again by a test
     "Hi, we checked site.example and can put it on the first page of Google for $99.",
@@ -283,13 +285,14 @@ def main() -> None:
     scores, harder = unseen(rows, campaigns), unseen(rows, sources)
     honest = np.array([not row["spam"] for row in rows])
     real = np.array([is_real(row) for row in rows])
+    unasked = scores[honest & real], harder[honest & real], scores[honest & ~real]
     ask = max(
-        float(np.sort(scores[honest & mine])[-1 - int(share * (honest & mine).sum())])
-        for mine, share in zip((real, ~real), ASKED, strict=True)
+        float(np.sort(some)[-1 - int(share * len(some))])
+        for some, share in zip(unasked, ASKED, strict=True)
     )
     ask += 0.02  # just above those who are not to be asked
     worst = max(scores[honest & real].max(), harder[honest & real].max())
-    hold = max(float(worst) + 0.3, ask + 2.5)
+    hold = max(float(worst) + 0.5, ask + 3)
     print(f"ask {ask:.2f}, hold {hold:.2f}")
     header = [
         "Written by tools/train_spam.py: points, then what weighs so much",
