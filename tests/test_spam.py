@@ -406,7 +406,7 @@ def test_a_name_without_a_space_is_doubtful_only_with_a_suspicious_text(
 ) -> None:
     assert points(HONEST, name=name) < ASK
     assert points("Could you call me tomorrow about the invoice?", name=name) < ASK
-    assert ASK <= points("Hello, I wanted to know your price.", name=name)
+    assert points("Hello, I wanted to know your price.", name=name) >= ASK
 
 
 @pytest.mark.parametrize("name", ["MacDonald", "VanDyke", "McGee", "Lee", "O'Neill"])

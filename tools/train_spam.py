@@ -39,6 +39,7 @@ SEEN = 2, 2  # a word counts that is in so many campaigns, and in so many source
 # How many honest ones may be asked, when unseen: real ones by campaign and by source,
 # and our own, which are harder.
 ASKED = 0.009, 0.013, 0.07
+OWN = 0.5  # how much each of our own messages counts, beside 1 for a real one
 NOTHING = 60  # honest messages of which no word is known
 SENTENCES = (  # scored again by a test
     "Hi, we checked site.example and can put it on the first page of Google for $99.",
@@ -155,9 +156,12 @@ class Model:
             C=C, class_weight="balanced", max_iter=1000, random_state=SEED
         )
         # A text without a known word says nothing: many such, all honest.
-        nothing = {"read": spam.read(""), "spam": False}
+        nothing = {"read": spam.read(""), "spam": False, "source": "nothing"}
         rows = [*rows, *[nothing] * NOTHING]
-        self.regression.fit(self.matrix(rows), [row["spam"] for row in rows])
+        labels, counts = zip(
+            *((row["spam"], 1 if is_real(row) else OWN) for row in rows), strict=True
+        )
+        self.regression.fit(self.matrix(rows), labels, counts)
 
     def matrix(self, rows: list[Row]) -> csr_matrix:
         cells: list[tuple[int, int, float]] = []
