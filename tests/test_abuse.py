@@ -61,8 +61,8 @@ DOUBTFUL = {
     "email": "sam@example.com",
     "name": "Sam",
     "subject": "Our offer",
-    "message": "We offer a guest post on your website, please see "
-    "https://blog.example/x for details and prices.",
+    "message": "We would like to publish an article on your site, see "
+    "https://blog.example/x for the prices.",
 }
 BLATANT = {
     "email": "bot@example.com",
