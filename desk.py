@@ -12,6 +12,7 @@ from frontdesk import forms
 from frontdesk.counter import Hit, Page
 from frontdesk.deliveries import Delivery
 from frontdesk.languages import marked
+from frontdesk.mailjet import Check
 from frontdesk.resources import Resource, Service
 from frontdesk.settings import Settings
 from frontdesk.tables import DAY
@@ -22,6 +23,7 @@ from owner import Checkup
 MESSAGES = 25  # a page
 SUBSCRIBERS = 20  # the newest
 PAGES = 20  # the most seen
+ASKED_SECONDS = 60  # for which the page tells what Mailjet said
 MAIL_SECONDS = 2  # that Mailjet may keep the owner waiting for the page
 LETTER_PAGES = 5
 
@@ -34,6 +36,7 @@ class DeskPage(Resource):
     def __init__(self, service: Service) -> None:
         super().__init__(service)
         self._checkup = Checkup.of(service, MAIL_SECONDS)
+        self._asked_at, self._by_mailjet = 0.0, list[Check]()
 
     def on_get(self, req: Request, resp: Response) -> None:
         """Show it; before=id shows the messages that are older than that one."""
@@ -44,7 +47,7 @@ class DeskPage(Resource):
         self._site.show(
             resp,
             "desk.html",
-            attention=self._checkup.complaints(),
+            attention=self._attention(),
             messages=[told(message, site) for message in messages[:MESSAGES]],
             older=messages[MESSAGES - 1].id if len(messages) > MESSAGES else None,
             subscribers=Subscriber.totals(),
@@ -52,6 +55,16 @@ class DeskPage(Resource):
             pages=Page.most_seen(PAGES),
             is_sqlite=self._service.database.is_sqlite,
         )
+
+    def _attention(self) -> list[str]:
+        """Return what the doctor complains of.
+
+        Mailjet is asked once a minute: each button leads back to this page.
+        """
+        now = self._clock()
+        if not 0 <= now - self._asked_at < ASKED_SECONDS:
+            self._asked_at, self._by_mailjet = now, self._checkup.mailjet()
+        return self._checkup.complaints(self._by_mailjet)
 
     def _row(self, row: Subscriber) -> dict[str, Any]:
         since = row.left_at or row.confirmed_at or row.asked_at
@@ -118,7 +131,7 @@ class Letter:
             before=last,
             most_seen=Hit.most_seen(begins, ends, LETTER_PAGES),
             subscribers=Subscriber.totals(),
-            complaints=self._checkup.complaints(),
+            complaints=self._checkup.complaints(self._checkup.mailjet()),
             desk_url=f"{self._settings.public_url}/desk",
         )
 

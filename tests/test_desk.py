@@ -123,6 +123,13 @@ def test_what_the_doctor_complains_of_is_told(desk: Desk) -> None:
     assert "set MJ_APIKEY_PUBLIC" in desk.owner("GET", "/shown").text
 
 
+def test_mailjet_is_asked_once_a_minute(desk: Desk) -> None:
+    for seconds in (0, 59, 1):
+        desk.clock.advance(seconds)
+        assert page(desk).status_code == 200
+    assert desk.mailbox.checked == 2
+
+
 @pytest.mark.parametrize("path", ["/desk", "/doctor", "/export/messages.json"])
 def test_without_a_token_the_answer_names_the_setting(
     make_desk: Callable[..., Desk], path: str

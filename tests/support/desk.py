@@ -42,6 +42,7 @@ class Mailbox:
 
     mails: list[dict[str, Any]] = field(default_factory=list)
     synced: list[tuple[str, str, str]] = field(default_factory=list)
+    checked: int = 0  # times
     fail: Callable[[dict[str, Any]], Exception | None] = lambda message: None
 
     def send(self, message: dict[str, Any]) -> None:
@@ -53,6 +54,7 @@ class Mailbox:
         self.synced.append((list_id, email, standing))
 
     def check(self, settings: Settings, links: Links) -> Iterator[Check]:
+        self.checked += 1
         yield Check("mailjet", True, "A test's mailbox.")
 
     def register(self, links: Links) -> Iterator[Check]:
