@@ -229,13 +229,12 @@ def _refuse_constant(name: str) -> float:
     raise ValueError(name)
 
 
-_JSON = json.JSONDecoder(parse_constant=_refuse_constant)
+# A fraction stays as it was written: 19.90.
+_JSON = json.JSONDecoder(parse_float=str, parse_constant=_refuse_constant)
 
 
-def _plain(value: str | float | bool) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return str(value)
+def _plain(value: str | int) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def clean(text: str) -> str:

@@ -232,6 +232,13 @@ def test_values_of_json_become_text(desk: Desk) -> None:
     }
 
 
+@pytest.mark.parametrize("number", ["19.90", "1e400", "12345678901234567890"])
+def test_numbers_of_json_stay_as_they_were_written(desk: Desk, number: str) -> None:
+    form = json.dumps(FORM).replace("}", f', "budget": {number}}}')
+    assert send(desk, "application/json", form.encode()).status_code == 200
+    assert only(desk)["fields"] == {"budget": number}
+
+
 def test_leftovers_of_other_services_are_dropped(desk: Desk) -> None:
     names = [
         *("access_key", "form-name", "_captcha", "_template", "_format", "_language"),
