@@ -20,7 +20,7 @@ from frontdesk.languages import marked
 
 ASK = 5  # doubtful from here on: a plain form is asked once, JSON is marked
 HOLD = 10  # held from here on
-HUNCH = 3  # of the words: fewer points say nothing
+HUNCH = 4  # of the words: fewer points say nothing
 SHORT = 30  # features: in fewer than these, each weighs no more
 READ = 10_000  # characters looked at: this bounds the time that a message takes
 

@@ -294,7 +294,13 @@ def test_a_hurried_automated_browser_is_doubtful() -> None:
     assert ASK <= points(webdriver=True, seconds_on_page=0.1) < HOLD
 
 
-@pytest.mark.parametrize("message", ["test", "Ist das Formular an?", "テスト", HONEST])
+@pytest.mark.parametrize(
+    "message",
+    [
+        *("test", "Hallo", "Just checking", "Ist das Formular an?", "テスト", HONEST),
+        "I have a question about your services.",
+    ],
+)
 def test_a_curl_smoke_test_is_not_doubtful(message: str) -> None:
     assert "without Origin" in reasons(message, **BARE)
     assert points(message, **BARE) < ASK
