@@ -251,8 +251,9 @@ class RateLimit:
         self, req: Request, resp: Response, resource: Any, ok: bool
     ) -> None:
         """Let an error for a large body cost something; raises Rejected (429)."""
-        large = (req.content_length or 0) > MAX_BODY or req.env.get(CHUNKED)
-        if large and not ok and "policy" not in req.context:
+        if ok or "policy" in req.context:
+            return
+        if (req.content_length or 0) > MAX_BODY or req.env.get(CHUNKED):
             self._spend(req, resp, "unread", self._address.find(req)[0])
 
     def _spend(self, req: Request, resp: Response, policy: str, client: str) -> None:
