@@ -90,7 +90,7 @@ def _wait_until_healthy(server: Server, seconds: float = 30) -> None:
     deadline = time.monotonic() + seconds
     while True:
         try:
-            with urlopen(f"{server.url}/health"):
+            with urlopen(f"{server.url}/health", timeout=seconds):
                 return
         except OSError:
             assert server.process.poll() is None, server.log
