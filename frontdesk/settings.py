@@ -21,7 +21,7 @@ VERSION = "2.0.0"
 
 # What the server puts in place of an X-Forwarded-For that was sent twice.
 TWO_LINES = "two lines"
-BROKEN = "BROKEN"  # and the method of what is no request: refused with 400
+BROKEN = "BROKEN-HTTP"  # and the method of what is no request: refused with 400
 MAX_URL = 8190  # characters, as gunicorn takes of a header
 MAX_HOST = 253  # characters, of which 63 in a row; RFC 1035
 MAILJET_API_URL = "https://api.mailjet.com/"

@@ -78,7 +78,7 @@ def test_no_log_holds_what_a_visitor_sent(
         ("GET", f"/{canary}", 404),
         ("GET", f"/f/{canary}?{canary}", 405),
         ("POST", f"/f/{canary}", 400),
-        ("BREW", f"/contact?{canary}", 400),
+        ("BREW", f"/contact?{canary}", 405),
         ("GET", f"/newsletter/confirm/{canary}", 404),
         ("GET", f"/export/messages.json?token={canary}", 401),
         ("DELETE", f"/people/{email}", 403),  # asked by another site's page

@@ -190,6 +190,13 @@ class StandIn(LocalServer):
         """The mails that came in, in order."""
         return [r.message for r in self.requests if r.path.endswith("/send")]
 
+    def wait_for_mails(self, count: int, seconds: float = 20) -> list[dict[str, Any]]:
+        """Return the mails once there are so many."""
+        with self._came:
+            there = self._came.wait_for(lambda: len(self.mails) >= count, seconds)
+        assert there, f"{len(self.mails)} of {count} mails came"
+        return self.mails
+
     def wait(self, count: int, seconds: float = 20) -> list[Request]:
         """Return the requests once there are so many."""
         with self._came:
