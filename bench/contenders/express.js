@@ -18,8 +18,6 @@ const windows = (...seconds) =>
       identifier: `${s}s`,
     }),
   );
-const clientOf = (req) => req.ip.replace("::ffff:", "");
-const answer = (res, [status, value]) => res.status(status).json(value);
 
 work.serve(() => {
   const desk = work.open();
@@ -30,22 +28,19 @@ work.serve(() => {
     next();
   });
   app.use(express.json({ limit: "64kb" }));
-  app.post("/contact", ...windows(1, 60), (req, res) =>
-    answer(res, desk.contact(req.body, clientOf(req), req.get("Referer"))),
-  );
-  app.post("/newsletter", ...windows(1, 60), (req, res) =>
-    answer(res, desk.newsletter(req.body, clientOf(req), req.get("Referer"))),
-  );
-  app.post("/hits", ...windows(60), (req, res) =>
-    answer(res, desk.hit(req.body, clientOf(req), req.get("User-Agent") ?? "")),
-  );
+  const answer = (res, [status, value]) => {
+    if (typeof value === "string") res.type("image/svg+xml").send(value);
+    else res.status(status).json(value);
+  };
+  const post = (respond) => (req, res) =>
+    answer(res, respond(req.body, req.ip.replace("::ffff:", ""), req.headers));
+  app.post("/contact", ...windows(1, 60), post(desk.contact));
+  app.post("/newsletter", ...windows(1, 60), post(desk.newsletter));
+  app.post("/hits", ...windows(60), post(desk.hit));
   app.get("/hits", (req, res) => answer(res, desk.read(req.query.page)));
-  app.get("/hits.svg", ...windows(60), (req, res) => {
-    const [status, value] = desk.badge(req.query.page);
-    if (status !== 200) return answer(res, [status, value]);
-    res.type("image/svg+xml").send(value);
-  });
+  app.get("/hits.svg", ...windows(60), (req, res) =>
+    answer(res, desk.badge(req.query.page)),
+  );
   app.get("/health", (req, res) => res.json({ status: "ok" }));
-  const server = app.listen(Number(process.env.PORT), "127.0.0.1");
-  server.keepAliveTimeout = 100000;
+  app.listen(Number(process.env.PORT), "127.0.0.1").keepAliveTimeout = 100000;
 });

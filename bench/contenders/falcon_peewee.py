@@ -5,32 +5,25 @@ The rate limit is the floor's: neither brings one.
 """
 
 import falcon
+import peewee
 import work
-from peewee import (
-    AutoField,
-    CompositeKey,
-    FloatField,
-    IntegerField,
-    Model,
-    SqliteDatabase,
-    TextField,
-)
 
-db = SqliteDatabase(
-    work.DATABASE,
-    pragmas={"journal_mode": "wal", "synchronous": "full"},
-    timeout=10,
-    lock_type="IMMEDIATE",
+pragmas = {"journal_mode": "wal", "synchronous": "full"}
+db = peewee.SqliteDatabase(
+    work.DATABASE, pragmas=pragmas, timeout=10, lock_type="IMMEDIATE"
 )
 limits = work.Limits()
 
 
-class Table(Model):
+class Table(peewee.Model):
     class Meta:
         database = db
 
 
-KINDS = {"": TextField, "a": AutoField, "f": FloatField, "i": IntegerField}
+KINDS = {
+    **{"": peewee.TextField, "a": peewee.AutoField},
+    **{"f": peewee.FloatField, "i": peewee.IntegerField},
+}
 
 
 def model(name, keys, others):
@@ -40,130 +33,87 @@ def model(name, keys, others):
         field, _, kind = column.partition(":")
         fields[field] = KINDS[kind](**{"primary_key": True} if column == keys else {})
     if " " in keys:
-        fields["Meta"] = type("Meta", (), {"primary_key": CompositeKey(*keys.split())})
+        key = peewee.CompositeKey(*keys.split())
+        fields["Meta"] = type("Meta", (), {"primary_key": key})
     return type(name, (Table,), fields)
 
 
-Message, Receipt, Delivery, Subscriber, Tally, Page, Hit, Visitor = (
-    model(name, *columns) for name, columns in work.TABLES.items()
-)
+class Store(work.OrmStore):
+    models = {name: model(name, *columns) for name, columns in work.TABLES.items()}
+    transaction = staticmethod(db.atomic)
 
+    def get(self, table, key):
+        return table.get_or_none(table._meta.primary_key == key)
 
-def written(insert):
-    return insert.as_rowcount().execute()
+    def add(self, table, **row):
+        table.create(**row)
 
-
-class Store:
-    def keep(self, row, key):
-        found, now = row["id"], row["received_at"]
-        until = now + work.DUPLICATE_SECONDS
-        claim = Receipt.insert(key=key, message_id=found, expires_at=until).on_conflict(
-            conflict_target=[Receipt.key],
-            preserve=[Receipt.message_id, Receipt.expires_at],
-            where=Receipt.expires_at <= now,
-        )
-        with db.atomic():
-            if not written(claim):
-                return Receipt.get_by_id(key).message_id
-            Message.create(**row)
-            Delivery.create(kind="contact", ref=found, created_at=now, due_at=now)
-        return found
-
-    def ask(self, row, day):
-        now = row["asked_at"]
-        tally = Tally.insert(name="mails", period=day, n=1).on_conflict(
-            conflict_target=[Tally.name, Tally.period],
-            update={Tally.n: Tally.n + 1},
-            where=Tally.n < work.MAILS_PER_DAY,
-        )
-        with db.atomic():
-            subscriber = Subscriber.insert(**row).on_conflict_ignore()
-            if written(subscriber) and written(tally):
-                ref = row["id"]
-                Delivery.create(kind="confirm", ref=ref, created_at=now, due_at=now)
-
-    def count(self, page, day, visitor):
-        with db.atomic():
-            new = written(Visitor.insert(day=day, hash=visitor).on_conflict_ignore())
-            Page.insert(page=page, hits=1, visitors=new).on_conflict(
-                conflict_target=[Page.page],
-                update={Page.hits: Page.hits + 1, Page.visitors: Page.visitors + new},
-            ).execute()
-            Hit.insert(page=page, day=day, hits=1, visitors=new).on_conflict(
-                conflict_target=[Hit.page, Hit.day],
-                update={Hit.hits: Hit.hits + 1, Hit.visitors: Hit.visitors + new},
-            ).execute()
-            return self.totals(page)
-
-    def totals(self, page):
-        row = Page.get_or_none(Page.page == page)
-        return (row.hits, row.visitors) if row else (0, 0)
+    def put(self, table, keys, row=None, more=None, where=None, returning=()):
+        insert = table.insert(**keys, **(row or {}))
+        if more is None:
+            insert = insert.on_conflict_ignore()
+        else:
+            target = [getattr(table, key) for key in keys]
+            update = {getattr(table, name): value for name, value in more.items()}
+            insert = insert.on_conflict(
+                conflict_target=target, update=update, where=where
+            )
+        if returning:
+            columns = [getattr(table, name) for name in returning]
+            return insert.returning(*columns).tuples().execute()[0]
+        return insert.as_rowcount().execute()
 
     def days(self, page, since):
-        rows = Hit.select(Hit.day, Hit.hits, Hit.visitors)
-        return rows.where(Hit.page == page, Hit.day >= since).tuples()
-
-
-class PeeweeConnection:
-    def process_request(self, req, resp):
-        db.connect()
-
-    def process_response(self, req, resp, resource, ok):
-        if not db.is_closed():
-            db.close()
-
-
-class RateLimit:
-    def process_resource(self, req, resp, resource, params):
-        name = getattr(resource, "limited", {}).get(req.method)
-        if name and not limits.allow(name, req.remote_addr):
-            raise falcon.HTTPTooManyRequests
-
-
-class Expose:
-    """What falcon.CORSMiddleware leaves out: caches must tell origins apart."""
-
-    def process_response(self, req, resp, resource, ok):
-        resp.append_header("Vary", "Origin")
-        resp.set_header("Cache-Control", "no-store")
+        hit = self.Hit
+        rows = hit.select(hit.day, hit.hits, hit.visitors)
+        return rows.where(hit.page == page, hit.day >= since).tuples()
 
 
 store = Store()
 
 
+class Middleware:
+    """Peewee's connections, the rate limit, and what falcon.CORSMiddleware omits."""
+
+    def process_request(self, req, resp):
+        db.connect()
+
+    def process_resource(self, req, resp, resource, params):
+        limited = req.method == "POST" or req.path == "/hits.svg"
+        if limited and not limits.allow(req.path, req.remote_addr):
+            raise falcon.HTTPTooManyRequests
+
+    def process_response(self, req, resp, resource, ok):
+        resp.append_header("Vary", "Origin")  # caches must tell origins apart
+        resp.set_header("Cache-Control", "no-store")
+        if not db.is_closed():
+            db.close()
+
+
 def answer(resp, outcome):
-    status, resp.media = outcome
+    status, value = outcome
     resp.status = falcon.code_to_http_status(status)
+    if isinstance(value, str):
+        resp.content_type, resp.text = "image/svg+xml", value
+    else:
+        resp.media = value
 
 
 class Form:
-    def __init__(self, name, respond):
-        self.limited, self.respond = {"POST": name}, respond
-
     def on_post(self, req, resp):
-        referer = req.referer or ""
-        answer(resp, self.respond(store, req.media, req.remote_addr, referer))
+        respond, header = work.POSTS[req.path]
+        told = req.get_header(header, default="")
+        answer(resp, respond(store, req.media, req.remote_addr, told))
 
 
-class Hits:
-    limited = {"POST": "hits"}
-
+class Hits(Form):
     def on_get(self, req, resp):
         answer(resp, work.read(store, req.get_param("page")))
 
-    def on_post(self, req, resp):
-        agent = req.user_agent or ""
-        answer(resp, work.hit(store, req.media, req.remote_addr, agent))
-
 
 class Badge:
-    limited = {"GET": "hits"}
-
     def on_get(self, req, resp):
-        status, value = work.badge(store, req.get_param("page"))
-        if status != 200:
-            return answer(resp, (status, value))
-        resp.content_type, resp.text = "image/svg+xml", value
+        answer(resp, work.badge(store, req.get_param("page")))
 
 
 class Health:
@@ -172,9 +122,9 @@ class Health:
 
 
 cors = falcon.CORSMiddleware(allow_origins=work.ORIGIN, expose_headers=work.EXPOSED)
-app = falcon.App(middleware=[cors, Expose(), RateLimit(), PeeweeConnection()])
-app.add_route("/contact", Form("contact", work.contact))
-app.add_route("/newsletter", Form("newsletter", work.newsletter))
+app = falcon.App(middleware=[cors, Middleware()])
+app.add_route("/contact", Form())
+app.add_route("/newsletter", Form())
 app.add_route("/hits", Hits())
 app.add_route("/hits.svg", Badge())
 app.add_route("/health", Health())

@@ -54,25 +54,27 @@ def answer(response, outcome):
     return value
 
 
+def post(respond, request, response, form, store, header="referer"):
+    told = request.headers.get(header, "")
+    return answer(response, respond(store, form, request.client.host, told))
+
+
 @app.post("/contact")
-@limiter.limit(work.LIMIT["contact"])
+@limiter.limit(work.LIMIT["/contact"])
 def contact(request: Request, response: Response, form: Form, store: Store):
-    client, referer = request.client.host, request.headers.get("referer", "")
-    return answer(response, work.contact(store, form, client, referer))
+    return post(work.contact, request, response, form, store)
 
 
 @app.post("/newsletter")
-@limiter.limit(work.LIMIT["newsletter"])
+@limiter.limit(work.LIMIT["/newsletter"])
 def newsletter(request: Request, response: Response, form: Form, store: Store):
-    client, referer = request.client.host, request.headers.get("referer", "")
-    return answer(response, work.newsletter(store, form, client, referer))
+    return post(work.newsletter, request, response, form, store)
 
 
 @app.post("/hits")
-@limiter.limit(work.LIMIT["hits"])
+@limiter.limit(work.LIMIT["/hits"])
 def hit(request: Request, response: Response, form: Form, store: Store):
-    client, agent = request.client.host, request.headers.get("user-agent", "")
-    return answer(response, work.hit(store, form, client, agent))
+    return post(work.hit, request, response, form, store, "user-agent")
 
 
 @app.get("/hits")
@@ -81,7 +83,7 @@ def read(response: Response, page: str, store: Store):
 
 
 @app.get("/hits.svg")
-@limiter.limit(work.LIMIT["hits"])
+@limiter.limit(work.LIMIT["/hits.svg"])
 def badge(request: Request, response: Response, page: str, store: Store):
     status, value = work.badge(store, page)
     if status != 200:

@@ -18,10 +18,8 @@ work.serve(async () => {
     exposedHeaders: work.EXPOSED,
     methods: ["GET", "POST"],
   });
-  await app.register(require("@fastify/rate-limit"), {
-    global: false,
-    enableDraftSpec: true,
-  });
+  const limits = { global: false, enableDraftSpec: true };
+  await app.register(require("@fastify/rate-limit"), limits);
   app.addHook("onRequest", async (req, reply) => {
     reply.header("Cache-Control", "no-store");
   });
@@ -34,22 +32,17 @@ work.serve(async () => {
         return reply.code(429).header("Retry-After", limit.ttlInSeconds).send({});
     },
   };
-  const answer = (reply, [status, value]) => reply.code(status).send(value);
-  app.post("/contact", both, (req, reply) =>
-    answer(reply, desk.contact(req.body, req.ip, req.headers.referer)),
-  );
-  app.post("/newsletter", both, (req, reply) =>
-    answer(reply, desk.newsletter(req.body, req.ip, req.headers.referer)),
-  );
-  app.post("/hits", MINUTE, (req, reply) =>
-    answer(reply, desk.hit(req.body, req.ip, req.headers["user-agent"] ?? "")),
-  );
+  const answer = (reply, [status, value]) => {
+    if (typeof value === "string") reply.type("image/svg+xml");
+    return reply.code(status).send(value);
+  };
+  const post = (respond) => (req, reply) =>
+    answer(reply, respond(req.body, req.ip, req.headers));
+  app.post("/contact", both, post(desk.contact));
+  app.post("/newsletter", both, post(desk.newsletter));
+  app.post("/hits", MINUTE, post(desk.hit));
   app.get("/hits", (req, reply) => answer(reply, desk.read(req.query.page)));
-  app.get("/hits.svg", MINUTE, (req, reply) => {
-    const [status, value] = desk.badge(req.query.page);
-    if (status === 200) reply.type("image/svg+xml");
-    return answer(reply, [status, value]);
-  });
+  app.get("/hits.svg", MINUTE, (req, reply) => answer(reply, desk.badge(req.query.page)));
   app.get("/health", (req, reply) => reply.send({ status: "ok" }));
   await app.listen({ port: Number(process.env.PORT), host: "127.0.0.1" });
 });

@@ -33,28 +33,31 @@ def add_headers(response):
 
 def answer(outcome):
     status, value = outcome
+    if isinstance(value, str):
+        return Response(value, mimetype="image/svg+xml")
     return jsonify(value), status
 
 
+def post(respond, told):
+    return answer(respond(store, request.get_json(), request.remote_addr, told))
+
+
 @app.post("/contact")
-@limiter.limit(work.LIMIT["contact"])
+@limiter.limit(work.LIMIT["/contact"])
 def contact():
-    client, referer = request.remote_addr, request.referrer or ""
-    return answer(work.contact(store, request.get_json(), client, referer))
+    return post(work.contact, request.referrer or "")
 
 
 @app.post("/newsletter")
-@limiter.limit(work.LIMIT["newsletter"])
+@limiter.limit(work.LIMIT["/newsletter"])
 def newsletter():
-    client, referer = request.remote_addr, request.referrer or ""
-    return answer(work.newsletter(store, request.get_json(), client, referer))
+    return post(work.newsletter, request.referrer or "")
 
 
 @app.post("/hits")
-@limiter.limit(work.LIMIT["hits"])
+@limiter.limit(work.LIMIT["/hits"])
 def hit():
-    client, agent = request.remote_addr, request.user_agent.string
-    return answer(work.hit(store, request.get_json(), client, agent))
+    return post(work.hit, request.user_agent.string)
 
 
 @app.get("/hits")
@@ -63,12 +66,9 @@ def read():
 
 
 @app.get("/hits.svg")
-@limiter.limit(work.LIMIT["hits"])
+@limiter.limit(work.LIMIT["/hits.svg"])
 def badge():
-    status, value = work.badge(store, request.args.get("page"))
-    if status != 200:
-        return answer((status, value))
-    return Response(value, mimetype="image/svg+xml")
+    return answer(work.badge(store, request.args.get("page")))
 
 
 @app.get("/health")

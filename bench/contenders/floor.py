@@ -5,11 +5,8 @@ a sleep). On Postgres the same statements, prepared and pipelined: a contact pos
 three round trips (limit; claim; message, delivery and commit), a hit three.
 """
 
-import functools
 import json
-import sqlite3
 import threading
-import time
 from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from pathlib import Path
@@ -17,149 +14,91 @@ from urllib.parse import parse_qs
 
 import work
 
-MAX_BODY = 64 * 1024
 TEXT = Path(__file__).with_name("work.sql").read_text()
 SQL = dict(part.strip().split(": ", 1) for part in TEXT.split(";"))
-LIMIT = (
-    "INSERT INTO bucket VALUES {} ON CONFLICT (key) DO UPDATE "
-    "SET tat = greatest(bucket.tat, %s) + excluded.tat - %s "
-    "WHERE bucket.tat <= %s + (excluded.tat - %s) * %s RETURNING 1"
-)
+LINES = {s.value: f"{s.value} {s.phrase}" for s in HTTPStatus}
+GETS = {"/hits": work.read, "/hits.svg": work.badge}
 
 
 class Store:
-    """The work in SQL; ``transaction()`` yields execute(sql, parameters)."""
+    """The work in SQL; in ``transaction()``, ``execute`` is part of it."""
 
     def keep(self, row, key):
-        found, now = row["id"], row["received_at"]
-        with self.transaction() as execute:
+        found, now = row["id"], row["created_at"]
+        with self.transaction():
             claim = (key, found, now + work.DUPLICATE_SECONDS, now)
-            if execute(SQL["claim"], claim).fetchone() is None:
-                return execute(SQL["claimed"], (key,)).fetchone()[0]
-            execute(SQL["message"], tuple(row.values()))
-            execute(SQL["delivery"], ("contact", found, now, now))
+            if self.execute(SQL["claim"], claim).fetchone() is None:
+                return self.execute(SQL["claimed"], (key,)).fetchone()[0]
+            self.execute(SQL["message"], tuple(row.values()))
+            self.execute(SQL["delivery"], ("contact", found, now, now))
         return found
 
     def ask(self, row, day):
-        now = row["asked_at"]
-        with self.transaction() as execute:
+        now = row["created_at"]
+        with self.transaction():
             if (
-                execute(SQL["subscriber"], tuple(row.values())).fetchone()
-                and execute(SQL["tally"], (day, work.MAILS_PER_DAY)).fetchone()
+                self.execute(SQL["subscriber"], tuple(row.values())).fetchone()
+                and self.execute(SQL["tally"], (day, work.MAILS_PER_DAY)).fetchone()
             ):
-                execute(SQL["delivery"], ("confirm", row["id"], now, now))
+                self.execute(SQL["delivery"], ("confirm", row["id"], now, now))
 
     def count(self, page, day, visitor):
-        with self.transaction() as execute:
-            new = int(execute(SQL["visitor"], (day, visitor)).fetchone() is not None)
-            sums = execute(SQL["page"], (page, new))
-            execute(SQL["hit"], (page, day, new))
+        with self.transaction():
+            seen = self.execute(SQL["visitor"], (day, visitor)).fetchone()
+            new = int(seen is not None)
+            sums = self.execute(SQL["page"], (page, new))
+            self.execute(SQL["hit"], (page, day, new))
             return sums.fetchall()[0]  # an open statement would hinder the commit
 
     def totals(self, page):
-        return self.query(SQL["totals"], (page,)).fetchone() or (0, 0)
+        return self.execute(SQL["totals"], (page,)).fetchone() or (0, 0)
 
     def days(self, page, since):
-        return self.query(SQL["days"], (page, since))
+        return self.execute(SQL["days"], (page, since))
 
 
-class Sqlite(Store):
+class OnSqlite(Store):
     def __init__(self):
-        self._local = threading.local()
-        self._writing = threading.Lock()
-        self.allow = work.Limits().allow
-
-    def _connection(self):
-        con = getattr(self._local, "con", None)
-        if con is None:
-            con = sqlite3.connect(work.DATABASE, timeout=10, isolation_level=None)
-            con.execute("PRAGMA synchronous = full")
-            self._local.con = con
-        return con
-
-    def query(self, sql, params):
-        return self._connection().execute(sql, params)
-
-    def transaction(self):
-        return Transaction(self._connection(), self._writing)
-
-
-class Transaction:
-    def __init__(self, con, lock):
-        self.con, self.lock = con, lock
-
-    def __enter__(self):
-        self.lock.acquire()
-        try:
-            self.con.execute("BEGIN IMMEDIATE")
-        except BaseException:
-            self.lock.release()
-            raise
-        return self.con.execute
-
-    def __exit__(self, failed, *_):
-        try:
-            self.con.execute("ROLLBACK" if failed else "COMMIT")
-        finally:
-            self.lock.release()
-
-
-class Postgres(Store):
-    def __init__(self):
-        import psycopg
-
-        self._connect = functools.partial(
-            psycopg.connect, work.DATABASE, autocommit=True, prepare_threshold=0
-        )
-        self._local = threading.local()
-
-    def _connection(self):
-        if not hasattr(self._local, "con"):
-            self._local.con = self._connect()
-        return self._local.con
-
-    def query(self, sql, params):
-        return self._connection().execute(sql.replace("?", "%s"), params)
+        self.execute = work.Sqlite(work.DATABASE, "full").execute
+        self.writing = threading.Lock()
+        self.limits = work.Limits()
 
     @contextmanager
     def transaction(self):
-        con = self._connection()
+        with self.writing:
+            self.execute("BEGIN IMMEDIATE", ())
+            try:
+                yield
+            except BaseException:
+                self.execute("ROLLBACK", ())
+                raise
+            self.execute("COMMIT", ())
+
+
+class OnPostgres(Store):
+    def __init__(self):
+        self.local = threading.local()
+        self.limits = work.Limits(self.execute)
+
+    def connection(self):
+        if not hasattr(self.local, "con"):
+            import psycopg  # installed for this one only
+
+            con = psycopg.connect(work.DATABASE, autocommit=True, prepare_threshold=0)
+            self.local.con = con
+        return self.local.con
+
+    def execute(self, sql, values):
+        return self.connection().execute(sql.replace("?", "%s"), values)
+
+    @contextmanager
+    def transaction(self):
+        con = self.connection()
         with con.pipeline(), con.transaction():
-            yield self.query
-
-    def allow(self, name, client):
-        """Spend of all windows in one statement (a refused one may spend of one)."""
-        windows, now = work.WINDOWS[name], int(time.time() * 1_000_000)
-        rows = []
-        for s in windows:
-            rows += f"{name} {client} {s}", now + s * 1_000_000 // work.QUOTA
-        sql = LIMIT.format(", ".join(["(%s, %s)"] * len(windows)))
-        spent = self.query(sql, (*rows, now, now, now, now, work.QUOTA - 1))
-        return len(spent.fetchall()) == len(windows)
+            yield
 
 
-store = Postgres() if "://" in work.DATABASE else Sqlite()
-POSTS = {
-    "/contact": ("contact", work.contact, "HTTP_REFERER"),
-    "/newsletter": ("newsletter", work.newsletter, "HTTP_REFERER"),
-    "/hits": ("hits", work.hit, "HTTP_USER_AGENT"),
-}
-LINES = {s.value: f"{s.value} {s.phrase}" for s in HTTPStatus}
-
-
-def post(environ, client):
-    name, respond, header = POSTS[environ["PATH_INFO"]]
-    if environ.get("HTTP_ORIGIN", work.ORIGIN) != work.ORIGIN:
-        return 403, work.sorry([{"code": "BLOCKED"}])
-    if not store.allow(name, client):
-        return 429, work.sorry([{"code": "RATE_LIMITED"}])
-    length, form = int(environ.get("CONTENT_LENGTH") or 0), None
-    if length <= MAX_BODY:
-        with suppress(ValueError):
-            form = json.loads(environ["wsgi.input"].read(length))
-    if not isinstance(form, dict):
-        return 400, work.sorry([{"code": "MALFORMED"}])
-    return respond(store, form, client, environ.get(header, ""))
+store = OnPostgres() if "://" in work.DATABASE else OnSqlite()
 
 
 def answer(environ):
@@ -167,18 +106,26 @@ def answer(environ):
     client = environ["REMOTE_ADDR"]
     if method == "OPTIONS":
         return 204, {}
-    if method == "POST" and path in POSTS:
-        return post(environ, client)
-    if method == "GET" and path in ("/hits", "/hits.svg"):
-        page = parse_qs(environ["QUERY_STRING"]).get("page", [""])[0]
-        if path == "/hits":
-            return work.read(store, page)
-        if not store.allow("hits", client):
-            return 429, work.sorry([{"code": "RATE_LIMITED"}])
-        return work.badge(store, page)
     if path == "/health":
         return 200, {"status": "ok"}
-    return 404, work.sorry([{"code": "NOT_FOUND"}])
+    if path not in (work.POSTS if method == "POST" else GETS):
+        return work.sorry("NOT_FOUND", 404)
+    if method == "POST" and environ.get("HTTP_ORIGIN", work.ORIGIN) != work.ORIGIN:
+        return work.sorry("BLOCKED", 403)
+    if (method, path) != ("GET", "/hits") and not store.limits.allow(path, client):
+        return work.sorry("RATE_LIMITED", 429)
+    if method == "GET":
+        page = parse_qs(environ["QUERY_STRING"]).get("page", [""])[0]
+        return GETS[path](store, page)
+    length, form = int(environ.get("CONTENT_LENGTH") or 0), None
+    if length <= 64 * 1024:
+        with suppress(ValueError):
+            form = json.loads(environ["wsgi.input"].read(length))
+    if not isinstance(form, dict):
+        return work.sorry("MALFORMED", 400)
+    respond, header = work.POSTS[path]
+    name = "HTTP_REFERER" if header == "Referer" else "HTTP_USER_AGENT"
+    return respond(store, form, client, environ.get(name, ""))
 
 
 def app(environ, start_response):

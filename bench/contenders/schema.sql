@@ -2,9 +2,9 @@
 -- bench/service.py adapts the few words that Postgres does not know.
 PRAGMA journal_mode = wal;
 CREATE TABLE message (
-    id TEXT PRIMARY KEY, received_at DOUBLE PRECISION NOT NULL, name TEXT NOT NULL,
-    email TEXT NOT NULL, subject TEXT NOT NULL, message TEXT NOT NULL,
-    page TEXT NOT NULL, client TEXT NOT NULL
+    id TEXT PRIMARY KEY, created_at DOUBLE PRECISION NOT NULL, page TEXT NOT NULL,
+    client TEXT NOT NULL, name TEXT NOT NULL, email TEXT NOT NULL,
+    subject TEXT NOT NULL, message TEXT NOT NULL
 );
 CREATE TABLE receipt (
     key TEXT PRIMARY KEY, message_id TEXT NOT NULL, expires_at DOUBLE PRECISION NOT NULL
@@ -16,9 +16,9 @@ CREATE TABLE delivery (
 );
 CREATE INDEX delivery_due_at ON delivery (due_at);
 CREATE TABLE subscriber (
-    id TEXT PRIMARY KEY, mailbox TEXT NOT NULL UNIQUE, email TEXT NOT NULL,
-    name TEXT NOT NULL, page TEXT NOT NULL, client TEXT NOT NULL,
-    asked_at DOUBLE PRECISION NOT NULL
+    id TEXT PRIMARY KEY, created_at DOUBLE PRECISION NOT NULL, page TEXT NOT NULL,
+    client TEXT NOT NULL, mailbox TEXT NOT NULL UNIQUE, email TEXT NOT NULL,
+    name TEXT NOT NULL
 );
 CREATE TABLE tally (
     name TEXT NOT NULL, period TEXT NOT NULL, n INTEGER NOT NULL,

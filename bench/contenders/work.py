@@ -2,7 +2,7 @@
 
 Shared, so that all validate, hash and answer alike; written for speed, since the floor
 uses it too. A contender passes its store: ``keep``, ``ask``, ``count``, ``totals`` and
-``days``. Each request's function returns (status, what to answer).
+``days``. Each request's function returns (status, what to answer): a badge is a str.
 """
 
 import hashlib
@@ -17,12 +17,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 DATABASE = os.environ["DATABASE"]
-LIMITS = os.environ["LIMITS"]  # a file on /dev/shm
 ORIGIN = os.environ["ORIGIN"]
-WINDOWS = {"contact": (1, 60), "newsletter": (1, 60), "hits": (60,)}  # seconds
 QUOTA = 999_999
-UNITS = {1: "second", 60: "minute"}
-LIMIT = {k: ";".join(f"{QUOTA}/{UNITS[s]}" for s in v) for k, v in WINDOWS.items()}
 MAILS_PER_DAY = 1_000_000
 DUPLICATE_SECONDS = 600
 EXPOSED = "Retry-After, RateLimit, RateLimit-Policy, X-Request-ID"
@@ -30,18 +26,72 @@ FIELDS = {"name": 200, "email": 254, "subject": 200, "message": 10_000}
 EMAIL = re.compile(r"[^@\s]{1,64}@[^@\s]+\.[^@\s]+")
 CRAWLERS = re.compile(r"bot\b|crawl|spider|slurp|monitor|uptime|lighthouse", re.I)
 BADGE = Path(__file__).with_name("badge.svg").read_text().strip()
-# What the models of Peewee and SQLAlchemy are made of: keys, then other columns.
-TABLES = {
-    "Message": ("id", "received_at:f name email subject message page client"),
-    "Receipt": ("key", "message_id expires_at:f"),
-    "Delivery": ("id:a", "kind ref created_at:f due_at:f"),
-    "Subscriber": ("id", "mailbox email name page client asked_at:f"),
-    "Tally": ("name period", "n:i"),
-    "Page": ("page", "hits:i visitors:i"),
-    "Hit": ("page day", "hits:i visitors:i"),
-    "Visitor": ("day hash", ""),
-}
 KEY = hashlib.sha256(DATABASE.encode()).digest()  # the same for all workers
+
+
+def contact(store, form, client, referer):
+    text = {name: str(form.get(name) or "").strip() for name in FIELDS}
+    if any(len(text[name]) > most for name, most in FIELDS.items()):
+        return sorry("TOO_LONG")
+    if not text["message"]:
+        return sorry("REQUIRED_FIELD_MISSING")
+    if not EMAIL.fullmatch(text["email"]):
+        return sorry("TYPE_EMAIL")
+    key = keyed_hash("body", client, *text.values())
+    return thanks(id=store.keep(new_row(client, referer) | text, key))
+
+
+def newsletter(store, form, client, referer):
+    email = str(form.get("email") or "").strip()
+    name = str(form.get("name") or "").strip()
+    if len(email) > 254 or len(name) > 200 or not EMAIL.fullmatch(email):
+        return sorry("TYPE_EMAIL")
+    who = {"mailbox": keyed_hash("mailbox", email.casefold())}
+    row = new_row(client, referer) | who | {"email": email, "name": name}
+    store.ask(row, day(row["created_at"]))
+    return thanks()
+
+
+def hit(store, form, client, agent):
+    if (page := page_of(form.get("page"))) is None:
+        return sorry("TYPE_TEXT")
+    if CRAWLERS.search(agent):
+        return 200, sums(page, store.totals(page), counted=False, reason="crawler")
+    today = day(time.time())
+    visitor = keyed_hash(today, page, client, agent, size=12)
+    return 200, sums(page, store.count(page, today, visitor), counted=True)
+
+
+def read(store, page):
+    if (page := page_of(page)) is None:
+        return sorry("TYPE_TEXT")
+    last = datetime.now(UTC).date()
+    names = [(last - timedelta(n)).isoformat() for n in range(29, -1, -1)]
+    known = {row[0]: row for row in store.days(page, names[0])}
+    rows = [known.get(name, (name, 0, 0)) for name in names]
+    days = [{"date": d, "hits": h, "visitors": v} for d, h, v in rows]
+    return 200, sums(page, store.totals(page), days=days)
+
+
+def badge(store, page):
+    if (page := page_of(page)) is None:
+        return sorry("TYPE_TEXT")
+    hits = f"{store.totals(page)[0]:,}"
+    right = 10 + 7 * len(hits)
+    sizes = {"width": 31 + right, "right": right, "middle": 31 + right / 2}
+    return 200, BADGE.format(hits=hits, **sizes)
+
+
+# What is posted and what else it depends on; how often a client may, in seconds.
+POSTS = {
+    "/contact": (contact, "Referer"),
+    "/newsletter": (newsletter, "Referer"),
+    "/hits": (hit, "User-Agent"),
+}
+WINDOWS = {"/contact": (1, 60), "/newsletter": (1, 60)}
+WINDOWS |= {"/hits": (60,), "/hits.svg": (60,)}
+SPELLED = {(1, 60): f"{QUOTA}/second;{QUOTA}/minute", (60,): f"{QUOTA}/minute"}
+LIMIT = {path: SPELLED[windows] for path, windows in WINDOWS.items()}
 
 
 def keyed_hash(*parts, size=20):
@@ -49,81 +99,15 @@ def keyed_hash(*parts, size=20):
     return hashlib.blake2b(text, key=KEY, digest_size=size).hexdigest()
 
 
-def today(now):
-    return datetime.fromtimestamp(now, UTC).date()
+def day(now):
+    return datetime.fromtimestamp(now, UTC).date().isoformat()
 
 
-def _origin_of_row(client, referer, now):
+def new_row(client, referer):
+    now = time.time()
     row_id = f"{int(now * 1000):012x}{secrets.token_hex(8)}"
-    return row_id, referer.partition("?")[0], client.rpartition(".")[0] + ".0"
-
-
-def contact(store, form, client, referer):
-    text = {k: str(form.get(k) or "").strip() for k in FIELDS}
-    errors = [
-        {"code": "TOO_LONG", "field": k, "message": "Too long."}
-        for k, most in FIELDS.items()
-        if len(text[k]) > most
-    ]
-    if not text["message"]:
-        errors.append({"code": "REQUIRED_FIELD_MISSING", "field": "message"})
-    if not EMAIL.fullmatch(text["email"]):
-        errors.append({"code": "TYPE_EMAIL", "field": "email"})
-    if errors:
-        return 422, sorry(errors)
-    now = time.time()
-    row_id, page, network = _origin_of_row(client, referer, now)
-    row = {"id": row_id, "received_at": now, **text, "page": page, "client": network}
-    return 200, thanks(id=store.keep(row, keyed_hash("body", client, *text.values())))
-
-
-def newsletter(store, form, client, referer):
-    email = str(form.get("email") or "").strip()
-    name = str(form.get("name") or "").strip()
-    if len(email) > 254 or len(name) > 200 or not EMAIL.fullmatch(email):
-        return 422, sorry([{"code": "TYPE_EMAIL"}])
-    now = time.time()
-    row_id, page, network = _origin_of_row(client, referer, now)
-    row = {"id": row_id, "mailbox": keyed_hash("mailbox", email.casefold())}
-    row |= {"email": email, "name": name, "page": page, "client": network}
-    store.ask(row | {"asked_at": now}, today(now).isoformat())
-    return 200, thanks()
-
-
-def hit(store, form, client, agent):
-    if (page := page_of(form.get("page"))) is None:
-        return 422, sorry([{"code": "TYPE_TEXT"}])
-    if CRAWLERS.search(agent):
-        hits, visitors = store.totals(page)
-        why = {"counted": False, "reason": "crawler"}
-        return 200, {"page": page, "hits": hits, "visitors": visitors, **why}
-    day = today(time.time()).isoformat()
-    seen = keyed_hash(day, page, client, agent, size=12)
-    hits, visitors = store.count(page, day, seen)
-    return 200, {"page": page, "hits": hits, "visitors": visitors, "counted": True}
-
-
-def read(store, page):
-    if (page := page_of(page)) is None:
-        return 422, sorry([{"code": "TYPE_TEXT"}])
-    hits, visitors = store.totals(page)
-    last = today(time.time())
-    known = {r[0]: r for r in store.days(page, (last - timedelta(29)).isoformat())}
-    names = [(last - timedelta(n)).isoformat() for n in range(29, -1, -1)]
-    wanted = [known.get(day, (day, 0, 0)) for day in names]
-    days = [{"date": d, "hits": h, "visitors": v} for d, h, v in wanted]
-    return 200, {"page": page, "hits": hits, "visitors": visitors, "days": days}
-
-
-def badge(store, page):
-    """Return a str for the badge, a dict for an error."""
-    if (page := page_of(page)) is None:
-        return 422, sorry([{"code": "TYPE_TEXT"}])
-    hits = f"{store.totals(page)[0]:,}"
-    right = 10 + 7 * len(hits)
-    return 200, BADGE.format(
-        hits=hits, width=31 + right, right=right, middle=31 + right / 2
-    )
+    page, network = referer.partition("?")[0], client.rpartition(".")[0] + ".0"
+    return {"id": row_id, "created_at": now, "page": page, "client": network}
 
 
 def page_of(text):
@@ -131,54 +115,123 @@ def page_of(text):
     return path if text and len(path) <= 200 and path.isprintable() else None
 
 
+def sums(page, totals, **more):
+    return {"page": page, "hits": totals[0], "visitors": totals[1], **more}
+
+
 def thanks(**more):
     text = "Thank you, your message is on its way."
     says = {"ok": True, "success": True, "next": ORIGIN + "/thanks", "message": text}
-    return says | more
+    return 200, says | more
 
 
-def sorry(errors):
+def sorry(code, status=422):
     text = "Please check the form."
     says = {"ok": False, "success": False, "error": text, "message": text}
-    return says | {"errors": errors}
+    return status, says | {"errors": [{"code": code}]}
+
+
+class Sqlite(threading.local):
+    """A connection for each thread, made when it first asks."""
+
+    def __init__(self, path, synchronous, first="SELECT 1"):
+        self.con = sqlite3.connect(path, timeout=10, isolation_level=None)
+        self.con.execute("PRAGMA journal_mode = wal")
+        self.con.execute(f"PRAGMA synchronous = {synchronous}")
+        self.con.execute(first)
+
+    def execute(self, sql, values):
+        return self.con.execute(sql, values)
+
+
+BUCKETS = (
+    "CREATE TABLE IF NOT EXISTS bucket "
+    "(key TEXT PRIMARY KEY, tat INTEGER NOT NULL) WITHOUT ROWID"
+)
+SPEND = (
+    "INSERT INTO bucket VALUES {} ON CONFLICT (key) DO UPDATE "
+    "SET tat = CASE WHEN bucket.tat > ? THEN bucket.tat ELSE ? END + excluded.tat - ? "
+    "WHERE bucket.tat <= ? + (excluded.tat - ?) * ? RETURNING 1"
+)
 
 
 class Limits:
-    """The generic cell rate algorithm, exact across workers, in shared memory."""
+    """The generic cell rate algorithm in a table: exact, whichever worker asks.
 
-    def __init__(self):
-        self._local = threading.local()
+    One statement spends of all windows: a refused request may have spent of one.
+    """
 
-    def _connection(self):
-        con = getattr(self._local, "con", None)
-        if con is None:
-            con = sqlite3.connect(LIMITS, timeout=10, isolation_level=None)
-            con.execute("PRAGMA journal_mode = wal")
-            con.execute("PRAGMA synchronous = off")
-            con.execute(
-                "CREATE TABLE IF NOT EXISTS bucket "
-                "(key TEXT PRIMARY KEY, tat INTEGER NOT NULL) WITHOUT ROWID"
-            )
-            self._local.con = con
-        return con
+    def __init__(self, execute=None):
+        self.execute = execute or Sqlite(os.environ["LIMITS"], "off", BUCKETS).execute
 
-    def allow(self, name, client):
-        con = self._connection()
-        windows, now = WINDOWS[name], int(time.time() * 1_000_000)
-        if len(windows) == 1:
-            return self._spend(con, name, client, windows[0], now)
-        con.execute("BEGIN IMMEDIATE")
-        allowed = all(self._spend(con, name, client, w, now) for w in windows)
-        con.execute("COMMIT" if allowed else "ROLLBACK")
-        return allowed
+    def allow(self, path, client):
+        windows, now = WINDOWS[path], int(time.time() * 1_000_000)
+        rows = []
+        for seconds in windows:
+            rows += f"{path} {client} {seconds}", now + seconds * 1_000_000 // QUOTA
+        sql = SPEND.format(", ".join(["(?, ?)"] * len(windows)))
+        spent = self.execute(sql, (*rows, now, now, now, now, now, QUOTA - 1))
+        return len(spent.fetchall()) == len(windows)
 
-    @staticmethod
-    def _spend(con, name, client, seconds, now):
-        step = seconds * 1_000_000 // QUOTA
-        most = now + step * (QUOTA - 1)
-        row = con.execute(
-            "INSERT INTO bucket VALUES (?, ?) ON CONFLICT (key) DO UPDATE "
-            "SET tat = max(tat, ?) + ? WHERE tat <= ? RETURNING tat",
-            (f"{name} {client} {seconds}", now + step, now, step, most),
-        ).fetchone()
-        return row is not None
+
+# What the models of Peewee and SQLAlchemy are made of: keys, then other columns.
+TABLES = {
+    "Message": ("id", "created_at:f page client name email subject message"),
+    "Receipt": ("key", "message_id expires_at:f"),
+    "Delivery": ("id:a", "kind ref created_at:f due_at:f"),
+    "Subscriber": ("id", "created_at:f page client mailbox email name"),
+    "Tally": ("name period", "n:i"),
+    "Page": ("page", "hits:i visitors:i"),
+    "Hit": ("page day", "hits:i visitors:i"),
+    "Visitor": ("day hash", ""),
+}
+
+
+class OrmStore:
+    """The work by models: Peewee's and SQLAlchemy's expressions are alike.
+
+    What is not: ``transaction``, ``get``, ``add``, ``put`` and ``days``. put inserts,
+    or changes what has the same keys, and returns whether it did or what is asked for.
+    """
+
+    def __getattr__(self, name):
+        return self.models[name]
+
+    def keep(self, row, key):
+        found, now = row["id"], row["created_at"]
+        new = {"message_id": found, "expires_at": now + DUPLICATE_SECONDS}
+        expired = self.Receipt.expires_at <= now
+        with self.transaction():
+            if not self.put(self.Receipt, {"key": key}, new, new, expired):
+                return self.get(self.Receipt, key).message_id
+            self.add(self.Message, **row)
+            self.deliver("contact", found, now)
+        return found
+
+    def deliver(self, kind, ref, now):
+        self.add(self.Delivery, kind=kind, ref=ref, created_at=now, due_at=now)
+
+    def ask(self, row, day):
+        tally, keys = self.Tally, {"name": "mails", "period": day}
+        more, left = {"n": tally.n + 1}, tally.n < MAILS_PER_DAY
+        with self.transaction():
+            if not self.put(self.Subscriber, row):
+                return
+            if self.put(tally, keys, {"n": 1}, more, left):
+                self.deliver("confirm", row["id"], row["created_at"])
+
+    def count(self, page, day, visitor):
+        with self.transaction():
+            new = self.put(self.Visitor, {"day": day, "hash": visitor})
+            found = self.add_hit(self.Page, {"page": page}, new, ("hits", "visitors"))
+            self.add_hit(self.Hit, {"page": page, "day": day}, new)
+        return found
+
+    def add_hit(self, table, keys, new, returning=()):
+        more = {"hits": table.hits + 1, "visitors": table.visitors + new}
+        first = {"hits": 1, "visitors": new}
+        return self.put(table, keys, first, more, returning=returning)
+
+    def totals(self, page):
+        row = self.get(self.Page, page)
+        return (row.hits, row.visitors) if row else (0, 0)
