@@ -1,5 +1,6 @@
--- One kind of work for wrk: every request differs, so that nothing is a duplicate.
--- Usage: wrk -s load.lua URL -- ITEM NONCE
+-- Requests for wrk: its arguments hold them, with words in braces that are filled in
+-- for each request, so that none is a duplicate. With many, each is one of them.
+-- Usage: wrk -s load.lua URL -- NONCE REQUEST...
 local words = {}
 for word in ([[
 opening hours question about your workshop next spring please could tell whether
@@ -8,77 +9,43 @@ regards from the garden village library bicycle kitchen morning window letter pa
 river stone bridge concert market recipe bread coffee winter blanket lantern piano
 ]]):gmatch("%a+") do words[#words + 1] = word end
 
-local item, nonce, n = nil, nil, 0
-local agent = "Mozilla/5.0 (X11; Linux x86_64; rv:%d.0) Gecko/20100101 Firefox/%d.0"
-local headers = {
-  ["Content-Type"] = "application/json",
-  ["Accept"] = "application/json",
-  ["Accept-Language"] = "en-GB,en;q=0.8",
-  ["Origin"] = "https://site.example",
-  ["Referer"] = "https://site.example/pages/contact",
-}
-
-local function text(length)
+local heads, bodies, nonce, n = {}, {}, nil, 0
+local fill = {}
+function fill.n() return n end
+function fill.nonce() return nonce end
+function fill.mod(number) return n % number end
+function fill.under(number) return math.random(number) - 1 end
+function fill.words(number)
   local chosen = {}
-  for i = 1, length do chosen[i] = words[math.random(#words)] end
+  for i = 1, number do chosen[i] = words[math.random(#words)] end
   return table.concat(chosen, " ")
 end
-
-local build = {}
-function build.contact()
-  return "POST", "/contact", string.format(
-    '{"name": "Ada Lovelace", "email": "ada.%s.%d@example.com", '
-      .. '"subject": "A question", "message": "Hello, %s."}', nonce, n, text(30))
-end
-function build.signup()
-  return "POST", "/newsletter",
-    string.format('{"email": "reader.%s.%d@example.com"}', nonce, n)
-end
-function build.hit()
-  return "POST", "/hits", string.format('{"page": "/pages/%d"}', n % 100)
-end
-function build.badge()
-  return "GET", "/hits.svg?count=false&page=/pages/" .. n % 100
-end
-function build.read()
-  return "GET", "/hits?page=/pages/" .. n % 100
-end
-build["isso-post"] = function()
-  return "POST", "/new?uri=/pages/" .. n % 100, string.format(
-    '{"title": "A page", "author": "Ada Lovelace", "email": "ada.%s.%d@example.com", '
-      .. '"text": "Hello, %s."}', nonce, n, text(30))
-end
-build["isso-count"] = function()
-  return "POST", "/count", '["/pages/' .. n % 100 .. '"]'
+function fill.client(number) -- one of so many addresses
+  local i = fill.under(number)
+  return string.format("10.%d.%d.%d", math.floor(i / 65536), math.floor(i / 256) % 256, i % 256)
 end
 
--- Everything differs that a server might keep: many of these are refused.
-local kinds = { "contact", "signup", "hit", "badge", "read" }
-function build.varied()
-  local r = math.random
-  headers["X-Forwarded-For"] = string.format("%d.%d.%d.%d", r(223), r(255), r(255), r(255))
-  headers["Origin"] = r(4) > 1 and "https://site.example" or "https://" .. text(1) .. r(1e6)
-  headers["Accept"] = r(3) > 1 and "application/json" or "text/html,*/*;q=0." .. r(1e4)
-  headers["Accept-Language"] = string.format("%s-%d,en;q=0.%d", text(1), r(999), r(9))
-  headers["Referer"] = "https://site.example/" .. text(2):gsub(" ", "/") .. r(1e6)
-  local method, path, body = build[kinds[r(#kinds)]]()
-  path = path:gsub("/pages/%d+", "/varied/" .. r(1e6))
-  if body then body = body:gsub("/pages/%d+", "/varied/" .. r(1e6)) end
-  if path:find("svg") then path = path .. "&label=" .. text(1) .. r(1e4) end
-  return method, path, body
+local function filled(text)
+  return (text:gsub("{(%l+) ?(%d*)}", function(name, number)
+    return fill[name](tonumber(number))
+  end))
 end
 
 function init(args)
-  item, nonce = args[1], args[2]
+  nonce = args[1]
   math.randomseed(tonumber(nonce))
+  for i = 2, #args do
+    local head, body = args[i]:match("^(.-)\n\n(.*)$")
+    heads[#heads + 1], bodies[#bodies + 1] = head:gsub("\n", "\r\n") .. "\r\n", body
+  end
 end
 
 function request()
   n = n + 1
-  local version = item == "varied" and math.random(1e6) or 100 + n % 50
-  headers["User-Agent"] = agent:format(version, version)
-  local method, path, body = build[item]()
-  return wrk.format(method, path, headers, body)
+  local i = #heads > 1 and math.random(#heads) or 1
+  local head, body = filled(heads[i]), filled(bodies[i])
+  if body ~= "" then head = head .. "Content-Length: " .. #body .. "\r\n" end
+  return head .. "\r\n" .. body
 end
 
 function done(summary, latency)
