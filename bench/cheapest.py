@@ -1,5 +1,6 @@
 """The cheapest plan: a tenth of a core and 256 MB, as a control group enforces them."""
 
+import json
 import re
 import statistics
 import time
@@ -60,17 +61,11 @@ def ask(service, item, n):
     words = f"bread river window lantern {n} garden {n * 7919 % 1000} paper".split()
     text = " ".join(words[(i * (n + 3)) % len(words)] for i in range(30))
     said = {"n": n, "nonce": "a", "mod": n % 20, "words": text}
-
-    def filled(part):
-        if isinstance(part, dict):
-            return {name: filled(value) for name, value in part.items()}
-        if isinstance(part, list):
-            return [filled(value) for value in part]
-        return re.sub(r"{(\w+)[^}]*}", lambda found: str(said[found[1]]), part)
-
-    path, form = service.contender.asks[item]
+    asked = json.dumps(service.contender.asks[item])
+    asked = re.sub(r"{(\w+)[^}\"]*}", lambda found: str(said[found[1]]), asked)
+    path, form = json.loads(asked)
     started = time.perf_counter()
-    status, _, body = service.request(filled(path), filled(form))
+    status, _, body = service.request(path, form)
     if status not in (200, 201):
         raise Unfit(f"{path} answers {status} {body[:200]!r}")
     return (time.perf_counter() - started) * 1e3

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from service import (
     ADA,
+    ASKS,
     FRONTDESK,
     OWNER,
     WORK,
@@ -147,15 +148,17 @@ def filled(kind, rows, url):
 
 # --- asking ----------------------------------------------------------------------
 
-READS = {
-    "badge": "/hits.svg?count=false&page={page}",
-    "read": "/hits?page={page}",
-    "health": "/health",
-    "health-owner": "/health",
-    "desk": "/desk",
-    "site-read": "/hits?page=*",
-    "site-badge": "/hits.svg?count=false&page=*",
-    "site-chart": "/hits/chart.svg?page=*",
+AS_OWNER = OWNER | {"Accept": "text/html"}
+ANYBODY = {"X-Forwarded-For": "{client 16000000}"}  # few charts are drawn for one
+CASES = ASKS | {
+    "health": ("/health",),
+    "health-owner": ("/health", None, AS_OWNER),
+    "desk": ("/desk", None, AS_OWNER),
+    "site-read": ("/hits?page=*",),
+    "site-badge": ("/hits.svg?count=false&page=*",),
+    "site-chart": ("/hits/chart.svg?page=*", None, ANYBODY),
+    "same_text": ("/contact", ADA | {"message": CAMPAIGN}),
+    "limit": ("/hits", {"page": "/known"}, {"X-Forwarded-For": "{client ROWS}"}),
 }
 PLANS = {
     "hits": (
@@ -171,26 +174,15 @@ PLANS = {
 
 def requests(service, case, rows, url):
     """Return what a case asks for: one of these each time, filled in by load.lua."""
-    page = f"/pages/{{under {pages_of(rows)}}}"
-    if case in READS:
-        headers = OWNER | {"Accept": "text/html"}
-        if case not in ("desk", "health-owner"):  # and few charts are drawn for one
-            headers = {"X-Forwarded-For": "{client 16000000}"}
-        return [written_out(READS[case].format(page=page), None, headers)]
-    if case == "hit":
-        return [written_out("/hits", {"page": page})]
-    if case == "limit":
-        client = {"X-Forwarded-For": f"{{client {rows}}}"}
-        return [written_out("/hits", {"page": "/known"}, client)]
-    if case == "event":
-        service.request("/doctor", {}, **OWNER)  # registers the address for events
-        path = urlsplit(seen_by(url)["url"] or "/mailjet/unknown").path
-        with closing(sqlite3.connect(service.database, timeout=10)) as con:
-            ids = con.execute("SELECT id FROM message ORDER BY random() LIMIT 200")
-            about = {"event": "sent", "time": int(time.time()), "email": "a@b.example"}
-            return [written_out(path, [about | {"CustomID": i}]) for (i,) in ids]
-    text = CAMPAIGN if case == "same_text" else "{words 30}"
-    return [written_out("/contact", {"message": text, "email": ADA["email"]})]
+    if case != "event":
+        text = written_out(*CASES[case]).replace("ROWS", str(rows))
+        return [text.replace("{mod 100}", f"{{under {pages_of(rows)}}}")]
+    service.request("/doctor", {}, **OWNER)  # registers the address for events
+    path = urlsplit(seen_by(url)["url"] or "/mailjet/unknown").path
+    with closing(sqlite3.connect(service.database, timeout=10)) as con:
+        ids = con.execute("SELECT id FROM message ORDER BY random() LIMIT 200")
+        about = {"event": "sent", "time": int(time.time()), "email": "a@b.example"}
+        return [written_out(path, [about | {"CustomID": i}]) for (i,) in ids]
 
 
 def time_case(run, kind, case, servers, url):

@@ -31,6 +31,7 @@ from service import (
     WORK,
     Unfit,
     cores,
+    counter,
     free_port,
     load,
     mailjet,
@@ -106,6 +107,8 @@ class Run:
             )
             first, table = base if base in names else names[0], {}
             for item, found in items.items():
+                kept = self.results.setdefault(f"{section}, medians", {})
+                kept[f"{place}, {item}"] = {n: medians(f) for n, f in found.items()}
                 if own := found.pop(first, None):
                     others = {n: ratios(own, each, keys) for n, each in found.items()}
                     table[item] = medians(own) | others
@@ -158,21 +161,19 @@ def side_by_side(run, section, place, contenders, items, start):
 def throughput(run):
     """Each kind of work, with 1 and 2 workers, 16 connections and 1."""
     with mailjet(401) as paused:  # the outbox rests: its rows are written, not sent
-
-        def start(contender, workers):
-            return [serving(contender, workers, paused)]
-
-        side_by_side(run, "throughput", "workers", ALL, run.items, start)
+        side_by_side(
+            *(run, "throughput", "workers", ALL, run.items),
+            lambda contender, workers: [serving(contender, workers, paused)],
+        )
 
 
 def on_postgres(run):
     """Writes with 1 and 2 servers on one Postgres, beside a floor with psycopg."""
     items = [i for i in run.items if i in ("contact", "signup", "hit")]
     with mailjet(401) as paused, postgres() as cluster:
-        names = (f"bench{n}" for n in range(10**6))
 
         def start(contender, servers):
-            name = next(names)
+            name = f"bench{next(counter)}"
             query(cluster + "postgres", f"CREATE DATABASE {name}")
             one = partial(serving, contender, 1, paused, cluster + name)
             return [one() for _ in range(servers)]
@@ -363,6 +364,7 @@ def main():
     run.results["machine"] = machine()
     print(json.dumps(run.results["machine"]))
     for name in [name for name in SECTIONS if name in only] or SECTIONS:
+        run.samples = {}
         with run.trying(name):
             if name in NEED_FRONTDESK and FRONTDESK not in run.each():
                 raise Unfit("Frontdesk does not take part")

@@ -2,36 +2,24 @@
 -- bench/service.py adapts the few words that Postgres does not know.
 PRAGMA journal_mode = wal;
 CREATE TABLE message (
-    id TEXT PRIMARY KEY, created_at DOUBLE PRECISION NOT NULL, page TEXT NOT NULL,
-    client TEXT NOT NULL, name TEXT NOT NULL, email TEXT NOT NULL,
-    subject TEXT NOT NULL, message TEXT NOT NULL
+    id TEXT PRIMARY KEY, created_at DOUBLE PRECISION, page TEXT, client TEXT,
+    name TEXT, email TEXT, subject TEXT, message TEXT
 );
-CREATE TABLE receipt (
-    key TEXT PRIMARY KEY, message_id TEXT NOT NULL, expires_at DOUBLE PRECISION NOT NULL
-);
+CREATE TABLE receipt (key TEXT PRIMARY KEY, message_id TEXT, expires_at DOUBLE PRECISION);
 CREATE INDEX receipt_expires_at ON receipt (expires_at);
 CREATE TABLE delivery (
-    id INTEGER PRIMARY KEY, kind TEXT NOT NULL, ref TEXT NOT NULL,
-    created_at DOUBLE PRECISION NOT NULL, due_at DOUBLE PRECISION
+    id INTEGER PRIMARY KEY, kind TEXT, ref TEXT,
+    created_at DOUBLE PRECISION, due_at DOUBLE PRECISION
 );
 CREATE INDEX delivery_due_at ON delivery (due_at);
 CREATE TABLE subscriber (
-    id TEXT PRIMARY KEY, created_at DOUBLE PRECISION NOT NULL, page TEXT NOT NULL,
-    client TEXT NOT NULL, mailbox TEXT NOT NULL UNIQUE, email TEXT NOT NULL,
-    name TEXT NOT NULL
+    id TEXT PRIMARY KEY, created_at DOUBLE PRECISION, page TEXT, client TEXT,
+    mailbox TEXT UNIQUE, email TEXT, name TEXT
 );
-CREATE TABLE tally (
-    name TEXT NOT NULL, period TEXT NOT NULL, n INTEGER NOT NULL,
-    PRIMARY KEY (name, period)
-);
-CREATE TABLE page (
-    page TEXT PRIMARY KEY, hits INTEGER NOT NULL, visitors INTEGER NOT NULL
-) WITHOUT ROWID;
+CREATE TABLE tally (name TEXT, period TEXT, n INTEGER, PRIMARY KEY (name, period));
+CREATE TABLE page (page TEXT PRIMARY KEY, hits INTEGER, visitors INTEGER) WITHOUT ROWID;
 CREATE TABLE hit (
-    page TEXT NOT NULL, day TEXT NOT NULL, hits INTEGER NOT NULL,
-    visitors INTEGER NOT NULL, PRIMARY KEY (page, day)
+    page TEXT, day TEXT, hits INTEGER, visitors INTEGER, PRIMARY KEY (page, day)
 ) WITHOUT ROWID;
-CREATE TABLE visitor (
-    day TEXT NOT NULL, hash TEXT NOT NULL, PRIMARY KEY (day, hash)
-) WITHOUT ROWID;
-CREATE TABLE bucket (key TEXT PRIMARY KEY, tat BIGINT NOT NULL) WITHOUT ROWID;
+CREATE TABLE visitor (day TEXT, hash TEXT, PRIMARY KEY (day, hash)) WITHOUT ROWID;
+CREATE TABLE bucket (key TEXT PRIMARY KEY, tat BIGINT) WITHOUT ROWID;
