@@ -38,7 +38,7 @@ SCALE = 5.0  # of words against signs
 SEEN = 2, 2  # a word counts that is in so many campaigns, and in so many sources
 # How many honest ones may be asked, when unseen: real ones by campaign and by source,
 # and our own, which are harder.
-ASKED = 0.009, 0.013, 0.07
+ASKED = 0.009, 0.009, 0.07
 OWN = 0.5  # how much each of our own messages counts, beside 1 for a real one
 NOTHING = 60  # honest messages of which no word is known
 SENTENCES = (  # scored again by a test
