@@ -365,6 +365,7 @@ def test_retry_after_is_obeyed_up_to_a_bound(
     assert len(stand_in.requests) == 1
 
 
+@pytest.mark.slow
 def test_a_mailjet_that_hangs_is_asked_once(
     stand_in: StandIn, transport: Mailjet
 ) -> None:

@@ -140,6 +140,7 @@ def debatable(case: schemathesis.Case) -> bool:
     )
 
 
+@pytest.mark.slow
 @schema.parametrize()
 @hypothesis.settings(
     max_examples=EXAMPLES, deadline=None, derandomize=not FULL, database=None

@@ -505,6 +505,7 @@ def test_the_address_to_open_is_the_last_line_of_the_start(tmp_path: Path) -> No
     assert "ALLOWED_ORIGIN: no such setting, did you mean ALLOWED_ORIGINS?" in start
 
 
+@pytest.mark.slow
 def test_a_port_in_use_is_one_sentence(tmp_path: Path) -> None:
     with serving(tmp_path) as first:
         port = str(first.port)

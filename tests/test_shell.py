@@ -141,6 +141,7 @@ def test_a_silent_postgres_ends_the_start(
 # --- SQLite that is locked, or another file --------------------------------------
 
 
+@pytest.mark.slow
 @ON_SQLITE
 def test_a_locked_file_ends_with_503_and_keeps_nobody_else_waiting(desk: Desk) -> None:
     path = desk.app.service.database.path
