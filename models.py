@@ -155,12 +155,11 @@ class Message(Table):
         times = (now, now + longest, echo, now - DAY, client)
         row = current().look(_known_sql(len(keys)), *keys, *times)
         message_id, echoes, has_lessons = row
-        if message_id is not None and len(keys) > 1:
-            # From now on the other keys belong to it, too.
+        if message_id is None:
+            return Known(now, None, echoes, cls._taught(text) if has_lessons else None)
+        if len(keys) > 1:  # from now on the other keys belong to it, too
             message_id = Receipt.claim_all(keys, message_id, now)
-        return Known(
-            now, message_id, echoes, cls._taught(text) if has_lessons else None
-        )
+        return Known(now, message_id)
 
     @staticmethod
     def _spend_room(
