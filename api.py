@@ -126,7 +126,7 @@ def create_app(
         ClientAddress(settings),
         DatabaseUse(database),
         Owner(settings, limits),
-        RateLimit(settings, limits, outbox.visitor_came),
+        RateLimit(ClientAddress(settings), limits, outbox.visitor_came),
     ]
     app = Frontdesk(request_type=Headers, middleware=middleware)
     app.serves = serves
@@ -475,7 +475,7 @@ class Newsletter(Resource):
         values = forms.read(req)
         self._site.refuse_foreign(values)
         signup, now = forms.signup(values, self._site.own), self._clock()
-        if self._is_suspicious(req, signup, now):
+        if self._is_suspicious(signup):
             count_trapped(now)
         else:
             Subscriber.ask(
@@ -495,11 +495,11 @@ class Newsletter(Resource):
         self._site.succeed(resp, next_url, almost)
 
     @staticmethod
-    def _is_suspicious(req: Request, signup: forms.Signup, now: float) -> bool:
+    def _is_suspicious(signup: forms.Signup) -> bool:
         from frontdesk import spam  # with the first sign-up, not at start
 
-        signs = _signs(req, signup.honeypot, Known(now, None))
-        return spam.suspicious_signup(signup.name, signs)
+        request = spam.Request(honeypot=signup.honeypot)
+        return spam.suspicious_signup(signup.name, request)
 
 
 class MailedLink(Resource):

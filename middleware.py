@@ -28,7 +28,6 @@ from frontdesk.settings import BROKEN, TWO_LINES, Origins, Settings, origin_of
 log = logging.getLogger("frontdesk")
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-CHUNKED = "HTTP_TRANSFER_ENCODING"  # as WSGI spells it: a body of unknown length
 _EXPOSED = "Retry-After, RateLimit, RateLimit-Policy, X-Request-ID"
 
 
@@ -225,17 +224,19 @@ def _network(address: str, bits4: int, bits6: int) -> str:
 class RateLimit:
     """Spends a request of the policy that a resource names, before the body is read.
 
-    Nobody reads a large body whose answer is 404 or 405, or 403: where nothing else was
-    spent for it, "unread" limits such answers.
+    Where the answer is an error such as 403, 404 or 405, nobody reads the body. A large
+    one costs as much as a form, so the policy "unread" limits such answers, unless
+    another policy was spent for the request. address: finds the client of a path that
+    leads nowhere, for which process_resource() is not called.
 
     came: called for each limited request, since what is limited is what visitors do.
     """
 
     def __init__(
-        self, settings: Settings, limits: Limits, came: Callable[[], None]
+        self, address: ClientAddress, limits: Limits, came: Callable[[], None]
     ) -> None:
+        self._address = address
         self._limits = limits
-        self._address = ClientAddress(settings)
         self._came = came
 
     def process_resource(
@@ -253,7 +254,7 @@ class RateLimit:
         """Let an error for a large body cost something; raises Rejected (429)."""
         if ok or "policy" in req.context:
             return
-        if (req.content_length or 0) > MAX_BODY or req.env.get(CHUNKED):
+        if (req.content_length or 0) > MAX_BODY or req.get_header("Transfer-Encoding"):
             self._spend(req, resp, "unread", self._address.find(req)[0])
 
     def _spend(self, req: Request, resp: Response, policy: str, client: str) -> None:

@@ -19,9 +19,10 @@ from frontdesk.times import Calendar
 
 VERSION = "2.0.0"
 
-# What the server puts in place of an X-Forwarded-For that was sent twice.
+# What the server puts in place of an X-Forwarded-For that was sent twice, and of the
+# method where the bytes that came are no request: both are refused with 400.
 TWO_LINES = "two lines"
-BROKEN = "BROKEN-HTTP"  # and the method of what is no request: refused with 400
+BROKEN = "BROKEN-HTTP"
 MAX_URL = 8190  # characters, as gunicorn takes of a header
 MAX_HOST = 253  # characters, of which 63 in a row; RFC 1035
 MAILJET_API_URL = "https://api.mailjet.com/"
