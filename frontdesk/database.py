@@ -13,10 +13,10 @@ import logging
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial, wraps
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -142,10 +142,6 @@ class Database:
         """Run a function in a transaction of its own (see transaction())."""
         raise NotImplementedError
 
-    def look(self, sql: str, *params: object) -> Any:
-        """Return one row of what was written just before."""
-        return self.execute(sql, *params).fetchone()
-
     def migrate(self) -> None:
         """Create or update the schema; of several who try at once, one does."""
         raise NotImplementedError
@@ -256,11 +252,6 @@ class SqliteEngine(SqliteDatabase):
         finally:
             self._here.writer = None
 
-    def look(self, sql: str, params: Sequence[object]) -> Any:
-        """Return one row, read by the writer."""
-        writer: Any = self._writer.connection()  # type: ignore[no-untyped-call]
-        return writer.execute(sql, params).fetchone()
-
     def _begin(self, writer: Any) -> None:
         # Who comes after a wait in vain waits briefly: else all threads would stand
         # here, one after the other, and nobody would serve the pages.
@@ -286,18 +277,22 @@ class SqliteEngine(SqliteDatabase):
 @dataclass(slots=True, eq=False)
 class _Job:
     work: Callable[[], Any]
+    leads: bool = False  # its thread commits what is queued
     done: bool = False
     result: Any = None
     error: BaseException | None = None
+    # Held until its thread may go on: to lead, or since the job is done.
+    waits: threading.Lock = field(default_factory=threading.Lock)
 
 
 class GroupCommit:
     """Writes to SQLite, one at a time and many to a commit.
 
-    SQLite has one writer and syncs the disk at each commit. The first thread that
-    gets its turn commits everything queued by then in one transaction; each caller
-    returns only after the commit that holds its own work. When a batch fails, its
-    jobs are done again one by one, so that a bad job fails alone.
+    SQLite has one writer and syncs the disk at each commit. One thread leads: it
+    commits everything queued by then in one transaction, wakes those whose work that
+    was, and lets the first one that came meanwhile lead. Each caller returns only
+    after the commit that holds its own work. When a batch fails, its jobs are done
+    again one by one, so that a bad job fails alone.
     """
 
     def __init__(
@@ -305,9 +300,9 @@ class GroupCommit:
     ) -> None:
         self._engine = engine
         self._turn_seconds = turn_seconds
+        self._lock = threading.Lock()  # around the next two
         self._queue: list[_Job] = []
-        self._queued = threading.Lock()
-        self._turn = threading.Lock()
+        self._is_led = False
 
     def __call__(self, work: Callable[[], T]) -> T:
         """Run a job and return its result; raises what it raised, after a rollback.
@@ -315,45 +310,49 @@ class GroupCommit:
         Raises OperationalError when its turn does not come in time: it has not run.
         """
         job = _Job(work)
-        with self._queued:
+        job.waits.acquire()
+        with self._lock:
             self._queue.append(job)
-        try:
-            with self.turn():
-                if not job.done:
-                    self._commit()
-        except OperationalError:
-            self._give_up(job)
+            job.leads, self._is_led = not self._is_led, True
+        if not job.leads:
+            self._wait(job)
+        if job.leads:
+            self._lead()
         if not job.done:  # the leader died with it
             raise OperationalError("not committed")
         if job.error is not None:
             raise job.error
         return job.result  # type: ignore[no-any-return]
 
-    @contextmanager
-    def turn(self) -> Iterator[None]:
-        """Keep others from the writer; raises OperationalError after a long wait."""
-        if not self._turn.acquire(timeout=self._turn_seconds):
-            raise OperationalError("no turn")
-        try:
-            yield
-        finally:
-            self._turn.release()
+    def _wait(self, job: _Job) -> None:
+        """Wait until a job leads or is done; raises OperationalError after a long wait.
 
-    def _give_up(self, job: _Job) -> None:
-        """Take a job out of the queue; one that is being done is waited for."""
-        with self._queued:
-            if job in self._queue:
+        One that is being done by then is waited for.
+        """
+        if job.waits.acquire(timeout=self._turn_seconds):
+            return
+        with self._lock:
+            if job in self._queue and not job.leads:
                 self._queue.remove(job)
-                return
-        with self._turn:
-            pass
+                raise OperationalError("no turn")
+        job.waits.acquire()
 
-    def _commit(self) -> None:
-        with self._queued:
+    def _lead(self) -> None:
+        """Commit what is queued, and let the next one lead."""
+        with self._lock:
             batch, self._queue = self._queue, []
-        self._run(batch)
-        for job in batch:
-            job.done = True
+        try:
+            self._run(batch)
+            for job in batch:
+                job.done = True
+        finally:
+            with self._lock:
+                following = self._queue[:1]
+                for job in following:
+                    job.leads = True
+                self._is_led = bool(following)
+            for job in (*following, *batch):
+                job.waits.release()
 
     def _run(self, batch: list[_Job]) -> None:
         began = False
@@ -413,15 +412,6 @@ class SqliteFile(Database):
             self._is_lost = True
             log.error("%s was deleted or replaced: restart the service", self.path)
         raise OperationalError("not the file that was opened")
-
-    def look(self, sql: str, *params: object) -> Any:
-        """Return one row, read by the connection that wrote it.
-
-        Any other fetches its pages anew, which takes five times as long.
-        """
-        self.check()
-        with self._commit.turn():
-            return self.engine.look(sql, params)
 
     def migrate(self) -> None:
         """Create or update the schema under a file lock.
