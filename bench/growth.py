@@ -176,7 +176,7 @@ def requests(service, case, rows, url):
     """Return what a case asks for: one of these each time, filled in by load.lua."""
     if case != "event":
         text = written_out(*CASES[case]).replace("ROWS", str(rows))
-        return [text.replace("{mod 100}", f"{{under {pages_of(rows)}}}")]
+        return [text.replace("{mod 30}", f"{{under {pages_of(rows)}}}")]
     service.request("/doctor", {}, **OWNER)  # registers the address for events
     path = urlsplit(seen_by(url)["url"] or "/mailjet/unknown").path
     with closing(sqlite3.connect(service.database, timeout=10)) as con:

@@ -280,7 +280,7 @@ def varied(contender):
             headers["Origin"] = "https://{words 1}" + number
             headers["Accept"] = "text/html,*/*;q=0." + number
         text = written_out(*ask, headers).replace(
-            "/pages/{mod 100}", "/varied/" + number
+            "/pages/{mod 30}", "/varied/" + number
         )
         found.append(text.replace("svg?", "svg?label={words 1}{under 10000}&"))
     return found

@@ -46,14 +46,14 @@ TEXT = {"subject": "A question", "message": "Hello, {words 30}."}
 ASKS = {
     "contact": ("/contact", ADA | TEXT),
     "signup": ("/newsletter", {"email": "reader.{nonce}.{n}@example.com"}),
-    "hit": ("/hits", {"page": "/pages/{mod 100}"}),
-    "badge": ("/hits.svg?count=false&page=/pages/{mod 100}", None),
-    "read": ("/hits?page=/pages/{mod 100}", None),
+    "hit": ("/hits", {"page": "/pages/{mod 30}"}),
+    "badge": ("/hits.svg?count=false&page=/pages/{mod 30}", None),
+    "read": ("/hits?page=/pages/{mod 30}", None),
 }
 COMMENT = {"title": "A page", "author": "Ada Lovelace", "email": ADA["email"]}
 ISSO_ASKS = {
-    "contact": ("/new?uri=/pages/{mod 100}", COMMENT | {"text": TEXT["message"]}),
-    "read": ("/count", ["/pages/{mod 100}"]),
+    "contact": ("/new?uri=/pages/{mod 30}", COMMENT | {"text": TEXT["message"]}),
+    "read": ("/count", ["/pages/{mod 30}"]),
 }
 # The tables that each request adds one to, by what each row counts.
 WRITES = {
