@@ -194,7 +194,8 @@ def time_case(run, kind, case, servers, url):
         asked = requests(service, case, rows, url)
         seconds = 1 if number < 0 else run.seconds  # at first to warm up
         found = load([service], case, 1, seconds, asked)
-        if found["errors"]:
+        # Of one spam campaign only some are taken each hour, the others are refused.
+        if found["errors"] and case != "same_text":
             raise Unfit(f"{found['errors']} errors with {rows:,} rows")
         if number >= 0:
             taken.append((f"{rows:,}", found))

@@ -141,10 +141,17 @@ class Delivery(Table):
 
     @classmethod
     def summary(cls, now: float) -> dict[str, int]:
-        """Return how many wait, for how long the oldest, and how many are dead."""
-        waiting, oldest, dead = execute(
-            "SELECT count(due_at), min(CASE WHEN due_at IS NOT NULL THEN created_at "
-            "END), count(*) - count(due_at) FROM delivery"
+        """Return how many wait, for how long the oldest, and how many are dead.
+
+        The oldest is found by two look-ups, however many wait: where it was put off,
+        there is an index, and where not, it is due when it was created.
+        """
+        everything, dead, put_off, due = execute(
+            "SELECT (SELECT count(*) FROM delivery), "
+            "(SELECT count(*) FROM delivery WHERE due_at IS NULL), "
+            "(SELECT min(created_at) FROM delivery WHERE due_at > created_at), "
+            "(SELECT min(due_at) FROM delivery)"
         ).fetchone()
-        age = 0 if oldest is None else max(0, int(now - oldest))
-        return {"waiting": waiting, "oldest_seconds": age, "dead": dead}
+        oldest = min([now, *(each for each in (put_off, due) if each is not None)])
+        waiting = {"waiting": everything - dead, "oldest_seconds": int(now - oldest)}
+        return {**waiting, "dead": dead}
