@@ -108,16 +108,13 @@ def know(service, clients):
     """Make the limits know clients, spread as a flood's would be."""
     service.request("/hits", {"page": "/known"}, **{"X-Forwarded-For": NETWORK})
     address = "'10.' || (i >> 16) || '.' || (i >> 8 & 255) || '.' || (i & 255)"
-    with (
-        closing(sqlite3.connect(limits_file(service.database), timeout=10)) as con,
-        con,
-    ):
-        con.execute(
-            COUNT + "INSERT OR REPLACE INTO bucket (key, tat) "
-            f"SELECT replace(key, '{NETWORK}', {address}), ? FROM n, "
-            f"(SELECT key FROM bucket WHERE key LIKE '%{NETWORK}%')",
-            (clients - 1, int((time.time() + 50) * 1e6)),
-        )
+    insert = f"INSERT OR REPLACE INTO bucket SELECT replace(?, ?, {address}), ? FROM n"
+    until = int((time.time() + 50) * 1e6)
+    file = limits_file(service.database)
+    with closing(sqlite3.connect(file, timeout=10)) as con, con:
+        like = ("SELECT key FROM bucket WHERE key LIKE ?", (f"% {NETWORK} %",))
+        for (key,) in con.execute(*like).fetchall():
+            con.execute(COUNT + insert, (clients - 1, key, NETWORK, until))
 
 
 @contextmanager
