@@ -6,6 +6,7 @@ but a deadline of our own ends the wait for its answer.
 
 from __future__ import annotations
 
+import select
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from psycopg.pq import TransactionStatus
 STATEMENT_SECONDS = 4.0  # that one may take, where no deadline was set for several
 CONNECT_SECONDS = 1.5  # to connect
 CHECK_SECONDS = 1.0  # to find out whether an idle connection lives
+FRESH_SECONDS = 1.0  # since its last use: it needs no such check, a round trip
 POOL_SECONDS = 1.0  # for a connection that another thread gives back
 # A wait in vain for so long means that the server keeps silent: if it were alive, a
 # lock would have ended with an error by then (SERVER_TIMEOUTS).
@@ -63,6 +65,7 @@ class Connection(psycopg.Connection[Any]):
     """A connection that is given up on when its server keeps silent."""
 
     pool: Pool | None = None
+    used_at = 0.0  # of time.monotonic()
 
     def wait(self, gen: Any, interval: float = 0.1, timeout: Any = None) -> Any:
         """Wait for an answer; raises psycopg's OperationalError at the deadline."""
@@ -89,6 +92,14 @@ class Connection(psycopg.Connection[Any]):
                 step = steps.send(ready)
         except StopIteration as end:
             return end.value
+
+    def has_ended(self) -> bool:
+        """Tell whether it is closed, or may be: something came by itself."""
+        if self.closed:
+            return True
+        poll = select.poll()
+        poll.register(self.fileno(), select.POLLIN)
+        return bool(poll.poll(0))
 
 
 class Adapter(Psycopg3Adapter):
@@ -167,8 +178,14 @@ class Pool(PooledPostgresqlDatabase):  # type: ignore[misc]
         self._silent_until = 0.0
         return connection
 
+    def _can_reuse(self, conn: Connection) -> bool:
+        conn.used_at = time.monotonic()
+        return bool(super()._can_reuse(conn))
+
     def _is_closed(self, conn: Connection) -> bool:
         started = time.monotonic()
+        if started - conn.used_at < FRESH_SECONDS and not conn.has_ended():
+            return False
         with patience.for_seconds(min(CHECK_SECONDS, patience.left())):
             closed = bool(super()._is_closed(conn))
         if closed and time.monotonic() - started > CHECK_SECONDS * 0.9:
