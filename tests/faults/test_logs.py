@@ -32,7 +32,8 @@ def answering_with_what_came(answers: list[int]) -> Callable[[Request], Answer]:
 def test_no_log_holds_what_a_visitor_sent(
     serve: Callable[..., Server], mailjet: StandIn, tmp_path: Path
 ) -> None:
-    canary = f"canary{random.randbytes(4).hex()}"
+    # Letters only: some with digits among them look like a robot's, who gets no mail.
+    canary = "canary" + "".join(random.choices("abcdef", k=8))
     mailjet.answer = answering_with_what_came([400, 413, 422, 200, 500])
     server = serve(
         GUNICORN_CMD_ARGS="--access-logfile -",
