@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from peewee import BooleanField, DoubleField, IntegerField, TextField, fn
 
-from frontdesk.counter import ALL_PAGES, Hit, Page, Visitor, rotate_salt
+from frontdesk.counter import ALL_PAGES, rotate_salt
 from frontdesk.database import current, execute, insert, transaction
 from frontdesk.deliveries import Delivery
 from frontdesk.lessons import Lesson
@@ -25,7 +25,6 @@ from frontdesk.tables import (
     DAY,
     SKEW,
     UNLIMITED,
-    Setting,
     Table,
     Tally,
     day_before,
@@ -723,15 +722,4 @@ def _forget(now: float, retention_days: int) -> None:
     ).execute()
 
 
-TABLES: tuple[Any, ...] = (
-    Setting,
-    Tally,
-    Receipt,
-    Message,
-    Lesson,
-    Subscriber,
-    Delivery,
-    Page,
-    Hit,
-    Visitor,
-)
+TABLES: list[Any] = Table.__subclasses__()  # here and in what is imported above

@@ -16,7 +16,7 @@ from peewee import IntegrityError
 from playhouse.schema_diff import diff_models
 
 import models
-from frontdesk.counter import OTHER_PAGES
+from frontdesk.counter import OTHER_PAGES, Page
 from frontdesk.database import (
     GroupCommit,
     SqliteEngine,
@@ -482,7 +482,7 @@ def test_eight_processes_make_one_schema(no_schema: str) -> None:
         )
         assert sorted(name for (name,) in applied) == names
         assert database.schema_version() == names[-1]
-        assert models.Page.totals(OTHER_PAGES) == (0, 0)
+        assert Page.totals(OTHER_PAGES) == (0, 0)
     finally:
         database.close()
 
