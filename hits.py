@@ -13,7 +13,7 @@ from falcon import Request, Response
 
 from frontdesk import forms, paths, pictures
 from frontdesk.answers import IMAGE_PROXIES, MEDIA_SVG, PIXEL
-from frontdesk.counter import ALL_PAGES, DayHits, Hit, Page, Visitor
+from frontdesk.counter import ALL_PAGES, OTHER_PAGES, DayHits, Hit, Page, Visitor
 from frontdesk.languages import marked
 from frontdesk.pages import Pages
 from frontdesk.resources import Resource
@@ -74,11 +74,9 @@ class Counted(Resource):
             return {"page": page, **totals(page), "counted": False, "reason": reason}
         sums = self._count(page, client, agent)
         if sums is None:  # never seen before
-            page = Page.admit(
-                page,
-                lambda: self._service.limits.spend("pages", client_key(client)),
-                self._settings.max_pages,
-            )
+            may_add = self._service.limits.spend("pages", client_key(client))
+            if not may_add or not Page.add(page, self._settings.max_pages):
+                page = OTHER_PAGES
             sums = self._count(page, client, agent) or Page.totals(page)
         hits, visitors = sums
         return {"page": page, "hits": hits, "visitors": visitors, "counted": True}

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections import Counter
-from collections.abc import Callable
 from datetime import date, timedelta
 from functools import lru_cache
 
@@ -39,14 +37,10 @@ class Page(Table):
     def totals(cls, page: str) -> tuple[int, int]:
         """Return (hits, visitors), both 0 for a page that was never counted."""
         if page == ALL_PAGES:
-            sql = (
-                "SELECT coalesce(sum(hits), 0), coalesce(sum(visitors), 0) FROM hit "
-                "WHERE page = ?"
-            )
-        else:
-            sql = "SELECT hits, visitors FROM page WHERE page = ?"
+            return Hit.between("", "9999-12-31")
+        sql = "SELECT hits, visitors FROM page WHERE page = ?"
         row = execute(sql, page).fetchone()
-        return (int(row[0]), int(row[1])) if row else (0, 0)
+        return (row[0], row[1]) if row else (0, 0)
 
     @classmethod
     def most_seen(cls, most: int) -> list[tuple[str, int, int]]:
@@ -57,17 +51,10 @@ class Page(Table):
         )
         return [tuple(row) for row in execute(sql, most).fetchall()]
 
-    @classmethod
-    def admit(cls, page: str, spend: Callable[[], bool], max_pages: int) -> str:
-        """Add a page; return the one that counts, /(other) where there is no room.
-
-        spend spends the client's allowance of new pages, and tells whether it had one.
-        """
-        return page if spend() and cls._add(page, max_pages) else OTHER_PAGES
-
     @staticmethod
     @transaction
-    def _add(page: str, max_pages: int) -> bool:
+    def add(page: str, max_pages: int) -> bool:
+        """Have a page counted apart from now on; False where there is no room."""
         row = {"page": page, "hits": 0, "visitors": 0}
         if not insert("page", row, conflict=IGNORE):  # somebody was faster
             return True
@@ -93,37 +80,36 @@ class Page(Table):
         gone = execute(
             "DELETE FROM page WHERE hits = 1 AND page IN (SELECT page FROM page "
             "WHERE hits = 1 AND page <> ? AND NOT EXISTS (SELECT 1 FROM hit "
-            "WHERE hit.page = page.page AND day >= ?) LIMIT ?) RETURNING page",
+            "WHERE hit.page = page.page AND day >= ?) LIMIT ?) "
+            "RETURNING page, visitors",
             OTHER_PAGES,
             since,
             EVICTED_AT_ONCE,
         ).fetchall()
-        hits: Counter[str] = Counter()
-        visitors: Counter[str] = Counter()
-        for (page,) in gone:
-            sql = "DELETE FROM hit WHERE page = ? RETURNING day, hits, visitors"
-            for day, counted, seen in execute(sql, page).fetchall():
-                hits[day] += counted
-                visitors[day] += seen
-        for day in sorted(hits):
-            Hit.add(OTHER_PAGES, day, hits[day], visitors[day])
+        if not gone:
+            return 0
+        pages = [page for page, _ in gone]
+        among = f"page IN ({', '.join('?' * len(gone))})"
+        sums = "SELECT ?, day, sum(hits), sum(visitors) FROM hit"
+        moved = f"{_HIT} {sums} WHERE {among} GROUP BY day ORDER BY day {_ADD}"
+        execute(moved, OTHER_PAGES, *pages)
+        execute(f"DELETE FROM hit WHERE {among}", *pages)  # noqa: S608
         execute(
             "UPDATE page SET hits = hits + ?, visitors = visitors + ? WHERE page = ?",
-            hits.total(),
-            visitors.total(),
+            len(gone),
+            sum(visitors for _, visitors in gone),
             OTHER_PAGES,
         )
-        sql = "UPDATE tally SET n = n - ? WHERE name = 'pages' AND period = ''"
-        execute(sql, len(gone))
+        Tally.give_back("pages", "", len(gone))
         return len(gone)
 
 
-_HIT = "INSERT INTO hit (page, day, hits, visitors) VALUES"
+_HIT = "INSERT INTO hit (page, day, hits, visitors)"
 _ADD = (
     "ON CONFLICT (page, day) DO UPDATE SET hits = hit.hits + excluded.hits, "
     "visitors = hit.visitors + excluded.visitors"
 )
-_COUNT = f"{_HIT} (?, ?, 1, ?), (?, ?, 1, ?) {_ADD}"
+_COUNT = f"{_HIT} VALUES (?, ?, 1, ?), (?, ?, 1, ?) {_ADD}"
 
 
 class Hit(Table):
@@ -170,11 +156,6 @@ class Hit(Table):
         # here to the commit, and no two wait for each other.
         execute(_COUNT, page, day, new, ALL_PAGES, day, new)
         return totals[0], totals[1]
-
-    @staticmethod
-    def add(page: str, day: str, hits: int, visitors: int) -> None:
-        """Add to a page's day, in the transaction of what moves them there."""
-        execute(f"{_HIT} (?, ?, ?, ?) {_ADD}", page, day, hits, visitors)
 
     @staticmethod
     def between(first: str, end: str) -> tuple[int, int]:

@@ -164,12 +164,17 @@ class Tally(Table):
         spent: list[str] = []
         for name, ceiling in ceilings.items():
             if not cls.spend(name, period, ceiling, n):
-                sql = "UPDATE tally SET n = n - ? WHERE name = ? AND period = ?"
                 for other in spent:
-                    execute(sql, n, other, period)
+                    cls.give_back(other, period, n)
                 return False
             spent.append(name)
         return True
+
+    @staticmethod
+    def give_back(name: str, period: str, n: int) -> None:
+        """Count n less, in the transaction of what does without them."""
+        sql = "UPDATE tally SET n = n - ? WHERE name = ? AND period = ?"
+        execute(sql, n, name, period)
 
     @classmethod
     def count(cls, name: str, first: str, last: str) -> int:
