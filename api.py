@@ -6,7 +6,7 @@ import base64
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -252,15 +252,13 @@ class Thanks(Resource):
 class OpenApi(Resource):
     """The description of all of this for machines."""
 
-    _json = b""
-
     def on_get(self, req: Request, resp: Response) -> None:
         """Answer with openapi.yaml as JSON, naming this server."""
-        self._json = self._json or self._document()
         resp.content_type = falcon.MEDIA_JSON
         resp.data = self._json
 
-    def _document(self) -> bytes:
+    @cached_property
+    def _json(self) -> bytes:
         import yaml  # loaded when first asked for
 
         text = Path(forms.__file__).with_name("openapi.yaml").read_text("utf-8")
