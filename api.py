@@ -317,10 +317,22 @@ class Contact(Resource):
     def _verdict(
         req: Request, contact: ContactForm, said: spam.Reading, known: Known
     ) -> spam.Verdict:
-        """Judge what was said, how it was sent, and what is known of such a text."""
+        """Judge the words, the request (a browser's or a robot's) and what is known."""
         from frontdesk import spam
 
-        return spam.judge(said, _signs(req, contact.honeypot, known))
+        seconds, webdriver = _session_data(req, known.at)
+        request = spam.Request(
+            honeypot=contact.honeypot,
+            seconds_on_page=seconds,
+            webdriver=webdriver,
+            origin=req.get_header("Origin") is not None,
+            referer=req.get_header("Referer") is not None,
+            accept_language=req.get_header("Accept-Language") is not None,
+            user_agent=bool(req.get_header("User-Agent")),
+            echoes=known.echoes,
+            taught=known.taught,
+        )
+        return spam.judge(said, request)
 
     def _row(
         self,
@@ -425,24 +437,6 @@ def _content(contact: ContactForm) -> tuple[str, ...]:
     """
     said = (contact.email, contact.name, contact.subject, contact.text)
     return *said, *chain(*contact.extra.items()), str(contact.honeypot)
-
-
-def _signs(req: Request, honeypot: bool, known: Known) -> spam.Request:
-    """Return what a request says of who sent it: a person's browser, or a robot."""
-    from frontdesk import spam
-
-    seconds, webdriver = _session_data(req, known.at)
-    return spam.Request(
-        honeypot=honeypot,
-        seconds_on_page=seconds,
-        webdriver=webdriver,
-        origin=req.get_header("Origin") is not None,
-        referer=req.get_header("Referer") is not None,
-        accept_language=req.get_header("Accept-Language") is not None,
-        user_agent=bool(req.get_header("User-Agent")),
-        echoes=known.echoes,
-        taught=known.taught,
-    )
 
 
 def _session_data(req: Request, now: float) -> tuple[float | None, bool]:
