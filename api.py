@@ -423,11 +423,8 @@ def _no_room(now: float) -> Rejected:
         "Too many messages that look like spam came just now, so that this one could "
         "not be stored. Please try again in an hour."
     )
-    return Rejected(
-        falcon.HTTP_503,
-        [{"code": "NOT_STORED", "message": message}],
-        headers={"Retry-After": str(3600 - int(now) % 3600)},
-    )
+    wait = {"Retry-After": str(3600 - int(now) % 3600)}
+    return forms.error(falcon.HTTP_503, "NOT_STORED", message, wait)
 
 
 def _content(contact: ContactForm) -> tuple[str, ...]:
