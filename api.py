@@ -585,27 +585,23 @@ class Unsubscribe(MailedLink):
     """Ends a subscription, for ever by one POST (RFC 8058)."""
 
     purpose = "unsubscribe"
+    refuses = False  # all mails, from now on?
+    left = ("left.html", marked("You are unsubscribed."))
 
     def on_post(self, req: Request, resp: Response, token: str) -> None:
-        """Unsubscribe; again is harmless, and so is an erased subscription."""
+        """Forget the address; again is harmless, and so is an erased subscription."""
         subscriber_id, _ = self.read(token)
-        Subscriber.leave(subscriber_id, self._clock(), self._settings.syncs_list)
-        self.done(req, resp, "left.html", marked("You are unsubscribed."))
+        sync = self._settings.syncs_list
+        Subscriber.leave(subscriber_id, self._clock(), sync, self.refuses)
+        self.done(req, resp, *self.left)
 
 
-class NotMe(MailedLink):
-    """Keeps an address from ever being asked again."""
+class NotMe(Unsubscribe):
+    """Keeps an address from ever being asked again, by the hash that remains of it."""
 
     purpose = "not-me"
-
-    def on_post(self, req: Request, resp: Response, token: str) -> None:
-        """Forget the address, but for the hash that keeps mails away from it."""
-        subscriber_id, _ = self.read(token)
-        Subscriber.leave(
-            subscriber_id, self._clock(), self._settings.syncs_list, refuse=True
-        )
-        message = marked("This address gets no more of these emails.")
-        self.done(req, resp, "not-me-done.html", message)
+    refuses = True
+    left = ("not-me-done.html", marked("This address gets no more of these emails."))
 
 
 class DeliverHeld(MailedLink):
