@@ -15,7 +15,6 @@ from frontdesk import forms, paths, pictures
 from frontdesk.answers import IMAGE_PROXIES, MEDIA_SVG, PIXEL
 from frontdesk.counter import ALL_PAGES, OTHER_PAGES, DayHits, Hit, Page, Visitor
 from frontdesk.languages import marked
-from frontdesk.pages import Pages
 from frontdesk.resources import Resource
 from frontdesk.settings import Network, origin_of
 from frontdesk.tables import day_of, to_json
@@ -38,6 +37,9 @@ LOCAL = re.compile(
 # A page of a file sends "Origin: null", as one with "no-referrer" does; its path tells.
 LOCAL_FILE = re.compile(r"/(?:[a-z]:|home|users|tmp|mnt|volumes)/.*\.html?", re.I)
 
+# Most are asked for again before a number changes.
+drawn_badge = lru_cache(maxsize=256)(pictures.badge)
+drawn_chart = lru_cache(maxsize=32)(pictures.chart)
 SHOWN = {"hits": pictures.HITS, "visitors": pictures.VISITORS}
 LONGEST_TITLE = 200
 
@@ -232,17 +234,12 @@ class Badge(Counted):
             resp.set_header("Cache-Control", KEPT)
         resp.content_type = MEDIA_SVG
         language = self._site.pages.language
-        resp.data = _badge(
+        resp.text = drawn_badge(
             req.get_param("label", default="") or language.text(SHOWN[show]),
             language.number(sums[show]),
             req.get_param("color", default=""),
             style,
         )
-
-
-@lru_cache(maxsize=256)
-def _badge(label: str, number: str, color: str, style: str) -> bytes:
-    return pictures.badge(label, number, color, style).encode()
 
 
 class Chart(Counted):
@@ -258,28 +255,15 @@ class Chart(Counted):
         if len(title) > LONGEST_TITLE:
             raise forms.wrong("title", "TOO_LONG", TOO_LONG, most=LONGEST_TITLE)
         resp.content_type = MEDIA_SVG
-        resp.data = _chart(
+        resp.text = drawn_chart(
             self._site.pages,
             page,
             self.days(req, page),
-            title,
-            req.get_param("color", default=""),
-            chosen(req, "size", pictures.SIZES),
+            title=title,
+            color=req.get_param("color", default=""),
+            size=chosen(req, "size", pictures.SIZES),
         )
         resp.set_header("Cache-Control", KEPT)
-
-
-@lru_cache(maxsize=32)  # most are asked for again before a number changes
-def _chart(
-    pages: Pages,
-    page: str,
-    days: tuple[DayHits, ...],
-    title: str,
-    color: str,
-    size: str,
-) -> bytes:
-    drawn = pictures.chart(pages, page, days, title=title, color=color, size=size)
-    return drawn.encode()
 
 
 class Shield(Counted):
