@@ -104,9 +104,9 @@ class Export(Resource):
             raise falcon.HTTPNotFound
         rows = models.export(noun)
         if noun == "subscribers":
-            rows = self._with_links(rows)
+            rows = map(self._with_link, rows)
         elif noun == "messages":
-            rows = self._with_sentences(rows)
+            rows = map(self._with_sentences, rows)
         # The first row now: a database in trouble must still become a 503.
         rows = chain([first], rows) if (first := next(rows, None)) else rows
         as_text = _as_json(rows) if kind == "json" else _as_csv(rows, COLUMNS[noun])
@@ -115,18 +115,14 @@ class Export(Resource):
         if req.method == "GET":
             resp.stream = _in_chunks(as_text)
 
-    def _with_sentences(
-        self, rows: Iterable[dict[str, Any]]
-    ) -> Iterator[dict[str, Any]]:
-        sentences = self._site.pages.language.sentences
-        for row in rows:
-            yield row | {"spam_reasons": sentences(row["spam_reasons"])}
+    def _with_sentences(self, row: dict[str, Any]) -> dict[str, Any]:
+        reasons = self._site.pages.language.sentences(row["spam_reasons"])
+        return row | {"spam_reasons": reasons}
 
-    def _with_links(self, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        for row in rows:
-            subscriber_id, confirmed = row.pop("id"), row["status"] == "confirmed"
-            url = self._links.url("unsubscribe", subscriber_id) if confirmed else None
-            yield row | {"unsubscribe_url": url}
+    def _with_link(self, row: dict[str, Any]) -> dict[str, Any]:
+        subscriber_id, confirmed = row.pop("id"), row["status"] == "confirmed"
+        url = self._links.url("unsubscribe", subscriber_id) if confirmed else None
+        return row | {"unsubscribe_url": url}
 
 
 def _as_json(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
