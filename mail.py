@@ -6,7 +6,8 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from datetime import date
 from functools import partial
-from typing import Any, NamedTuple
+from operator import itemgetter
+from typing import Any
 
 import falcon
 from falcon import Request, Response
@@ -243,8 +244,10 @@ class Events(Resource):
             self._links.read("mailjet", token)
         except BadLinkError:
             raise falcon.HTTPNotFound from None
-        outcomes = Outcomes.of(_events(forms.read_bytes(req, MAX_EVENTS)))
-        outcomes.record(self._clock(), self._settings.syncs_list)
+        events = _events(forms.read_bytes(req, MAX_EVENTS))
+        work = outcomes(events, self._clock(), self._settings.syncs_list)
+        for start in range(0, len(work), EVENTS_AT_ONCE):
+            _do_all(work[start : start + EVENTS_AT_ONCE])
         self._outbox.nudge()
         succeed(resp, "", "Thank you.")
 
@@ -260,53 +263,34 @@ def _events(body: bytes) -> Iterator[dict[str, Any]]:
             yield event
 
 
-class Outcomes(NamedTuple):
-    """What became of mails, whatever the order and number of the events that say so."""
+def outcomes(
+    events: Iterator[dict[str, Any]], now: float, sync: bool
+) -> list[Callable[[], None]]:
+    """Return what is to be noted of events; one that is not understood says nothing.
 
-    delivered: set[str]  # ids of messages
-    undelivered: dict[str, str]  # ids of messages, with the reason
-    leaving: dict[str, bool]  # addresses; True: who complained, and refuses all mails
-
-    @classmethod
-    def of(cls, events: Iterator[dict[str, Any]]) -> Outcomes:
-        """Return what events say; those that are not understood say nothing."""
-        found = cls(set(), {}, {})
-        for event in events:
-            kind = event.get("event")
-            failed = kind == "blocked" or (
-                kind == "bounce" and event.get("hard_bounce") is True
-            )
-            message_id, email = _text(event, "CustomID"), _text(event, "email")
-            if message_id and kind == "sent":
-                found.delivered.add(message_id)
-            elif message_id and failed:
-                reason = _text(event, "error") or str(kind)
-                found.undelivered.setdefault(message_id, reason)
-            left = kind in ("unsub", "spam") or (failed and not _is_ours(event))
-            if email and left:
-                refuses = kind == "spam" or found.leaving.get(email, False)
-                found.leaving[email] = refuses
-        return found
-
-    def record(self, now: float, sync: bool) -> None:
-        """Write it down, a few hundred in each transaction.
-
-        What is unknown or erased is passed over. In order, because two workers that
-        lock the same rows of Postgres in different orders would wait for each other.
-        """
-        steps: list[tuple[str, Callable[[], None]]] = [
-            *((i, partial(Message.was_delivered, i, now)) for i in self.delivered),
-            *(
-                (i, partial(Message.was_undelivered, i, reason, now))
-                for i, reason in self.undelivered.items()
-            ),
-        ]
-        work = [step for _, step in sorted(steps, key=lambda step: step[0])]
-        for email in sorted(self.leaving, key=mailbox_key):
-            refuse = self.leaving[email]
-            work.append(partial(Subscriber.leave_by_address, email, now, sync, refuse))
-        for start in range(0, len(work), EVENTS_AT_ONCE):
-            _do_all(work[start : start + EVENTS_AT_ONCE])
+    What is unknown or erased is passed over, and again is harmless. In order, because
+    two workers that lock the same rows of Postgres in different orders would wait for
+    each other.
+    """
+    steps: list[tuple[str, str, Callable[[], None]]] = []
+    for event in events:
+        kind = event.get("event")
+        failed = kind == "blocked" or (
+            kind == "bounce" and event.get("hard_bounce") is True
+        )
+        message_id, email = _text(event, "CustomID"), _text(event, "email")
+        if message_id and kind == "sent":
+            note = partial(Message.was_delivered, message_id, now)
+            steps.append(("message", message_id, note))
+        elif message_id and failed:
+            reason = _text(event, "error") or str(kind)
+            note = partial(Message.was_undelivered, message_id, reason, now)
+            steps.append(("message", message_id, note))
+        if email and (kind in ("unsub", "spam") or (failed and not _is_ours(event))):
+            refuse = kind == "spam"  # who complained refuses all mails
+            leave = partial(Subscriber.leave_by_address, email, now, sync, refuse)
+            steps.append(("subscriber", mailbox_key(email), leave))
+    return [step for *_, step in sorted(steps, key=itemgetter(0, 1))]
 
 
 @transaction
