@@ -30,9 +30,6 @@ class Page(Table):
     hits = BigIntegerField()
     visitors = BigIntegerField()
 
-    class Meta:
-        without_rowid = True
-
     @classmethod
     def totals(cls, page: str) -> tuple[int, int]:
         """Return (hits, visitors), both 0 for a page that was never counted."""
@@ -126,7 +123,6 @@ class Hit(Table):
 
     class Meta:
         primary_key = CompositeKey("page", "day")
-        without_rowid = True
 
     @staticmethod
     @transaction
@@ -204,7 +200,6 @@ class Visitor(Table):
 
     class Meta:
         primary_key = CompositeKey("day", "hash")
-        without_rowid = True
 
     @staticmethod
     def key(page: str, address: str, user_agent: str, day: str) -> str:

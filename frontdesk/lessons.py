@@ -26,7 +26,6 @@ class Lesson(Table):
 
     class Meta:
         primary_key = CompositeKey("hash", "message_id")
-        without_rowid = True
 
     @classmethod
     @transaction

@@ -17,9 +17,6 @@ class Receipt(Table):
     message_id = TextField()
     expires_at = DoubleField()
 
-    class Meta:
-        without_rowid = True
-
     @staticmethod
     @transaction
     def claim(key: str, message_id: str, now: float, seconds: int) -> str:
