@@ -273,8 +273,7 @@ class Message(Table):
     @classmethod
     def held_since(cls, since: float) -> int:
         """Count the messages held since a time."""
-        sql = "SELECT count(*) FROM message WHERE held_at > ?"
-        return int(execute(sql, since).fetchone()[0])
+        return int(cls.select().where(cls.held_at > since).count())
 
     @classmethod
     @transaction
@@ -532,11 +531,8 @@ class Subscriber(Table):
     @classmethod
     def confirmed_between(cls, since: float, until: float) -> int:
         """Count who confirmed from one time to before another."""
-        sql = (
-            "SELECT count(*) FROM subscriber "
-            "WHERE confirmed_at >= ? AND confirmed_at < ? AND left_at IS NULL"
-        )
-        return int(execute(sql, since, until).fetchone()[0])
+        confirmed = (cls.confirmed_at >= since) & (cls.confirmed_at < until)
+        return int(cls.select().where(confirmed, cls.left_at.is_null()).count())
 
     @classmethod
     def standing(cls, email: str) -> str:
