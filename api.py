@@ -38,7 +38,7 @@ from frontdesk.limits import Limits, RateLimits
 from frontdesk.links import BadLinkError, Links
 from frontdesk.mailjet import Transport, transport_for
 from frontdesk.outbox import Outbox
-from frontdesk.resources import Resource, Service
+from frontdesk.resources import Parts, Resource, Service
 from frontdesk.settings import VERSION, Settings, Window
 from frontdesk.start import environment, or_end, ready_database, without_threads
 from frontdesk.tables import keyed_hash, local_secret, to_json
@@ -107,11 +107,9 @@ def create_app(
     transport = transport or transport_for(settings)
     limits = Limits(RateLimits(database), policies(settings), clock)
     site = Site(settings)
+    parts = Parts(settings, database, limits, links, transport, site, clock)
     composer = Composer(settings, links, site.pages)
-    checkup = owner.Checkup(
-        settings, database, transport, links, site.pages.language, clock
-    )
-    letter = desk.Letter(settings, composer, checkup)
+    letter = desk.Letter(settings, composer, owner.Checkup(parts))
     outbox = Outbox(
         database,
         handlers(settings, composer, transport, letter=letter.compose),
@@ -130,9 +128,7 @@ def create_app(
     ]
     app = Frontdesk(request_type=Headers, middleware=middleware)
     app.serves = serves
-    app.service = Service(
-        settings, database, limits, links, transport, outbox, site, clock
-    )
+    app.service = Service(**vars(parts), outbox=outbox)
     set_up(app)
     database.close()  # it is opened again by whoever serves, after a fork perhaps
     return app

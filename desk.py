@@ -35,7 +35,7 @@ class DeskPage(Resource):
 
     def __init__(self, service: Service) -> None:
         super().__init__(service)
-        self._checkup = Checkup.of(service, MAIL_SECONDS)
+        self._checkup = Checkup(service, MAIL_SECONDS)
         self._asked_at, self._by_mailjet = 0.0, list[Check]()
 
     def on_get(self, req: Request, resp: Response) -> None:

@@ -9,7 +9,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -21,14 +21,13 @@ import models
 from frontdesk import forms
 from frontdesk.answers import succeed, wants_html
 from frontdesk.counter import Page
-from frontdesk.database import Database, SqliteFile, StorageError
+from frontdesk.database import SqliteFile, StorageError
 from frontdesk.deliveries import Delivery
-from frontdesk.languages import Language, marked
+from frontdesk.languages import marked
 from frontdesk.limits import Limits
-from frontdesk.links import Links
-from frontdesk.mailjet import Check, Transport
+from frontdesk.mailjet import Check
 from frontdesk.outbox import within
-from frontdesk.resources import Resource, Service
+from frontdesk.resources import Parts, Resource, Service
 from frontdesk.settings import VERSION, Settings
 from frontdesk.start import without_threads
 from frontdesk.tables import DAY, check_storage, day_before, day_of
@@ -212,20 +211,8 @@ class People(Resource):
 class Checkup:
     """What is set up well and what to mend, for the doctor, the desk and the letter."""
 
-    settings: Settings
-    database: Database
-    transport: Transport
-    links: Links
-    language: Language
-    clock: Callable[[], float]
+    parts: Parts
     mail_seconds: float = MAIL_SECONDS
-
-    @classmethod
-    def of(cls, service: Service, mail_seconds: float = MAIL_SECONDS) -> Checkup:
-        """Return the checks of a service."""
-        s, language = service, service.site.pages.language
-        parts = (s.settings, s.database, s.transport, s.links, language, s.clock)
-        return cls(*parts, mail_seconds)
 
     def here(self) -> list[Check]:
         """Check what needs nobody else."""
@@ -236,11 +223,12 @@ class Checkup:
 
     def mailjet(self) -> list[Check]:
         """Ask Mailjet about keys, sender, list and events; it may take seconds."""
-        return self._ask(self.transport.check(self.settings, self.links))
+        parts = self.parts
+        return self._ask(parts.transport.check(parts.settings, parts.links))
 
     def register(self) -> list[Check]:
         """Have Mailjet tell us of its events."""
-        return self._ask(self.transport.register(self.links))
+        return self._ask(self.parts.transport.register(self.parts.links))
 
     def complaints(self, by_mailjet: list[Check]) -> list[str]:
         """Return a sentence for all that is not well; by_mailjet: see mailjet()."""
@@ -249,7 +237,7 @@ class Checkup:
 
     def told(self, check: Check) -> str:
         """Return what a check says, in the site's language."""
-        return self.language.text(check.message, **check.values)
+        return self.parts.site.pages.language.text(check.message, **check.values)
 
     def _ask(self, checks: Iterator[Check]) -> list[Check]:
         """Ask Mailjet, in a thread: no client bounds the whole of several answers."""
@@ -264,7 +252,7 @@ class Checkup:
                 values = {"error": type(error).__name__}
                 found.append(Check("mail", False, trouble, values))
 
-        if without_threads(self.settings):  # then each request is bounded
+        if without_threads(self.parts.settings):  # then each request is bounded
             with within(self.mail_seconds):
                 ask()
             return found
@@ -278,7 +266,7 @@ class Checkup:
         return [*found, Check("mail", False, late, values)]
 
     def _storage(self) -> Check:
-        if self.database.is_sqlite:
+        if self.parts.database.is_sqlite:
             well = marked("SQLite on a disk that stays, %(size)s MB.")
         else:
             well = marked("Postgres, %(size)s MB.")
@@ -286,23 +274,23 @@ class Checkup:
             "SQLite on a disk that may be wiped (ALLOW_EPHEMERAL=1): attach Postgres "
             "or a disk."
         )
-        stays = not (self.database.is_sqlite and self.settings.ephemeral)
-        size = {"size": -(-self.database.size() // 2**20)}  # MB, rounded up
+        stays = not (self.parts.database.is_sqlite and self.parts.settings.ephemeral)
+        size = {"size": -(-self.parts.database.size() // 2**20)}  # MB, rounded up
         return Check.of("database", stays, well, wiped, size)
 
     def _disk(self) -> Iterator[Check]:
-        path = self.database.path
+        path = self.parts.database.path
         if path is not None:
             free = shutil.disk_usage(path.parent).free // 2**20
             message = marked("%(free)s MB free.")
             yield Check("disk", free > 100, message, {"free": free})
 
     def _schema(self) -> Check:
-        version = self.database.schema_version()
+        version = self.parts.database.schema_version()
         return Check("schema", True, marked("Version %(name)s."), {"name": version})
 
     def _waiting(self) -> Check:
-        counts = Delivery.summary(self.clock())
+        counts = Delivery.summary(self.parts.clock())
         well = counts["oldest_seconds"] < LATE_SECONDS and not counts["dead"]
         message = marked(
             "%(waiting)s waiting, the oldest for %(oldest_seconds)s seconds; "
@@ -311,11 +299,11 @@ class Checkup:
         return Check("outbox", well, message, counts)
 
     def _undelivered(self) -> Iterator[Check]:
-        count, reason = Message.undelivered(self.clock())
+        count, reason = Message.undelivered(self.parts.clock())
         if count:
-            to = self.settings.mail_to
+            to = self.parts.settings.mail_to
             known = to.email.partition("@")[0] if to else ""
-            message = self.language.plural(
+            message = self.parts.site.pages.language.plural(
                 "%(n)s mail did not arrive at %(to)s: %(reason)s. Your message is "
                 "safe: read it on /desk, then mend MAIL_TO.",
                 "%(n)s mails did not arrive at %(to)s: %(reason)s. Your messages are "
@@ -327,7 +315,7 @@ class Checkup:
             yield Check("undelivered", False, message)
 
     def _public_url(self) -> Check:
-        url = self.settings.public_url
+        url = self.parts.settings.public_url
         well = marked("Links in emails lead to %(url)s.")
         mend = marked(
             "Links in emails lead to %(url)s: set PUBLIC_URL to this service's https "
@@ -342,8 +330,8 @@ class Checkup:
             "“Failed to fetch”: the log names the origin to add."
         )
         mend = marked("Every site may send forms: set ALLOWED_ORIGINS to yours.")
-        listed = {"origins": ", ".join(self.settings.allowed_origins)}
-        named = not self.settings.origins.any
+        listed = {"origins": ", ".join(self.parts.settings.allowed_origins)}
+        named = not self.parts.settings.origins.any
         return Check.of("allowed_origins", named, well, mend, listed)
 
 
@@ -354,7 +342,7 @@ class Doctor(Resource):
 
     def __init__(self, service: Service, mail_seconds: float = MAIL_SECONDS) -> None:
         super().__init__(service)
-        self._checkup = Checkup.of(service, mail_seconds)
+        self._checkup = Checkup(service, mail_seconds)
 
     def on_get(self, req: Request, resp: Response) -> None:
         """Answer with a list of checks, each ok or with what to do; or a page."""

@@ -16,17 +16,23 @@ from frontdesk.settings import Settings
 
 
 @dataclass(frozen=True)
-class Service:
-    """One application's parts; clock returns seconds since the epoch."""
+class Parts:
+    """What one application is made of; clock returns seconds since the epoch."""
 
     settings: Settings
     database: Database
     limits: Limits
     links: Links
     transport: Transport
-    outbox: Outbox
     site: Site
     clock: Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Service(Parts):
+    """The same, and the outbox, whose letter is written by means of the others."""
+
+    outbox: Outbox
 
 
 class Resource:
