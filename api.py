@@ -291,7 +291,9 @@ class Contact(Resource):
             if verdict.doubtful and wants_html(req) and not asked:
                 self._ask(req, resp, values, contact, next_url, age)
                 return
-            row = self._row(req, values, contact, said, client)
+            page = self._site.referrer(req, values)
+            sent = {"page": page, "client": client, "echo": said.echo}
+            row = contact.columns() | sent
             message_id = Message.receive(row, verdict, keys=keys, now=now, asked=asked)
         if message_id is None:
             raise _no_room(now)
@@ -329,27 +331,6 @@ class Contact(Resource):
             taught=known.taught,
         )
         return spam.judge(said, request)
-
-    def _row(
-        self,
-        req: Request,
-        values: Mapping[str, str],
-        contact: ContactForm,
-        said: spam.Reading,
-        client: str,
-    ) -> dict[str, Any]:
-        """Return what is stored of a submission, but for its verdict."""
-        return {
-            "name": contact.name,
-            "email": contact.email,
-            "subject": contact.subject,
-            "message": contact.text,
-            "fields": contact.extra,
-            "layout": contact.layout,
-            "page": self._site.referrer(req, values),
-            "client": client,
-            "echo": said.echo,
-        }
 
     @staticmethod
     def _keys(req: Request, contact: ContactForm) -> dict[str, int]:

@@ -273,6 +273,17 @@ class Contact:
     honeypot: bool = False
     by_site: frozenset[str] = frozenset()  # what the site wrote itself
 
+    def columns(self) -> dict[str, Any]:
+        """Return what is stored of it, by the names of the table's columns."""
+        return {
+            "name": self.name,
+            "email": self.email,
+            "subject": self.subject,
+            "message": self.text,
+            "fields": self.extra,
+            "layout": self.layout,
+        }
+
     def said(self) -> tuple[str, str, str, list[str]]:
         """Return text, name, subject and further fields, to be judged.
 
