@@ -75,8 +75,8 @@ class Delivery(Table):
         columns = ("id", "kind", "ref", "created_at", "attempts")
         return cls(lease=lease, **dict(zip(columns, row, strict=True)))
 
-    @classmethod
-    def bring_forward(cls, now: float) -> None:
+    @staticmethod
+    def bring_forward(now: float) -> None:
         """Make due what lies further ahead than any delivery is put off.
 
         A clock that was ahead has put it there.
@@ -89,13 +89,8 @@ class Delivery(Table):
         waits = (LEASE, MOST_DAYS * DAY, LONGEST_WAIT)
         span = tuple(now + wait + SKEW for wait in waits)
         if execute(f"SELECT 1 FROM delivery WHERE {far} LIMIT 1", *span).fetchone():  # noqa: S608
-            cls._bring_forward(far, span, now)
-
-    @staticmethod
-    @transaction
-    def _bring_forward(far: str, span: tuple[float, ...], now: float) -> None:
-        sql = f"UPDATE delivery SET due_at = ?, lease = NULL WHERE {far}"  # noqa: S608
-        execute(sql, now, *span)
+            sql = f"UPDATE delivery SET due_at = ?, lease = NULL WHERE {far}"  # noqa: S608
+            transaction(execute)(sql, now, *span)
 
     @classmethod
     def next_due(cls) -> float | None:
