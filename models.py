@@ -494,9 +494,7 @@ class Subscriber(Table):
 
     @classmethod
     @transaction
-    def leave_by_address(
-        cls, email: str, now: float, sync: bool, refuse: bool = False
-    ) -> None:
+    def leave_by_address(cls, email: str, now: float, sync: bool, refuse: bool) -> None:
         """Do the same for whoever has this address, if anybody has."""
         cls._leave(cls._locked("mailbox", mailbox_key(email)), now, sync, refuse)
 
