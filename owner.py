@@ -26,7 +26,7 @@ from frontdesk.deliveries import Delivery
 from frontdesk.languages import marked
 from frontdesk.limits import Limits
 from frontdesk.mailjet import Check
-from frontdesk.outbox import within
+from frontdesk.outbox import patience
 from frontdesk.resources import Parts, Resource, Service
 from frontdesk.settings import VERSION, Settings
 from frontdesk.start import without_threads
@@ -253,7 +253,7 @@ class Checkup:
                 found.append(Check("mail", False, trouble, values))
 
         if without_threads(self.parts.settings):  # then each request is bounded
-            with within(self.mail_seconds):
+            with patience.within(self.mail_seconds):
                 ask()
             return found
         asking = threading.Thread(target=ask, name="doctor", daemon=True)

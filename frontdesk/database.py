@@ -530,7 +530,7 @@ class PostgresServer(Database):
         self.engine.connect(reuse_if_open=True)
         if self._is_current():
             return
-        with self._patience.for_seconds(MIGRATION_SECONDS), self.engine.atomic():
+        with self._patience.within(MIGRATION_SECONDS), self.engine.atomic():
             self.execute("SET LOCAL lock_timeout = 0; SET LOCAL statement_timeout = 0")
             self.execute("SELECT pg_advisory_xact_lock(?)", POSTGRES_LOCK)
             self._run_migrations()

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 from frontdesk.languages import marked
 from frontdesk.links import Links
-from frontdesk.outbox import KeysRefused, NoAnswer, Refused, TryLater, seconds_left
+from frontdesk.outbox import KeysRefused, NoAnswer, Refused, TryLater, patience
 from frontdesk.settings import Settings
 
 TIMEOUT = (3, 10)  # seconds to connect, and between bytes
@@ -18,9 +18,7 @@ TIMEOUT = (3, 10)  # seconds to connect, and between bytes
 
 def _timeout() -> tuple[float, float]:
     """Return TIMEOUT, or less where a request waits for the end of the delivery."""
-    left = seconds_left()
-    if left is None:
-        return TIMEOUT
+    left = patience.left()
     return min(TIMEOUT[0], max(0.1, left / 4)), min(TIMEOUT[1], max(0.1, left * 3 / 4))
 
 

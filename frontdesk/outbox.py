@@ -14,12 +14,11 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
 
 from frontdesk.database import Database, StorageError
 from frontdesk.deliveries import Delivery
 from frontdesk.places import place_of
+from frontdesk.times import Deadline
 
 log = logging.getLogger("frontdesk")
 
@@ -41,23 +40,7 @@ MOST_AT_ONCE = 5
 REQUEST_SECONDS = 5  # for all of them
 LAST_SECONDS = 2  # of which no new one is begun
 
-_until: ContextVar[float | None] = ContextVar("until", default=None)
-
-
-@contextmanager
-def within(seconds: float | None) -> Iterator[None]:
-    """Let all that is asked of others meanwhile take so long; None: no matter."""
-    token = _until.set(None if seconds is None else time.monotonic() + seconds)
-    try:
-        yield
-    finally:
-        _until.reset(token)
-
-
-def seconds_left() -> float | None:
-    """Return what within() leaves, None where it is no matter."""
-    until = _until.get()
-    return None if until is None else max(0.0, until - time.monotonic())
+patience = Deadline()  # of a request that waits for what is asked of others
 
 
 class Refused(Exception):
@@ -237,7 +220,7 @@ class Outbox:
             return
         if self._alone.acquire(blocking=False):
             try:
-                with within(REQUEST_SECONDS):
+                with patience.within(REQUEST_SECONDS):
                     self._look_at = now + self._work()
             finally:
                 self._alone.release()
@@ -251,19 +234,19 @@ class Outbox:
 
     def go_round(self) -> None:
         """Do what is to be done from time to time."""
-        left = seconds_left()
+        left = patience.left(ROUND_SECONDS)
         if left == 0:  # the next request will have some
             return
-        self._database.enter(left or ROUND_SECONDS)
+        self._database.enter(left)
         for work in self._rounds:
             work(self._clock())
 
     def _has_time(self, done: int) -> bool:
-        left = seconds_left()
-        return left is None or (left > LAST_SECONDS and done < MOST_AT_ONCE)
+        left = patience.left()
+        return left == math.inf or (left > LAST_SECONDS and done < MOST_AT_ONCE)
 
     def drain(self) -> None:
-        """Deliver everything that is due, or what within() leaves time for."""
+        """Deliver everything that is due, or what there is time for."""
         self._database.enter()
         Delivery.bring_forward(self._clock())
         done = 0

@@ -9,8 +9,6 @@ from __future__ import annotations
 import select
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import psycopg
@@ -18,6 +16,8 @@ from peewee import OperationalError, Psycopg3Adapter
 from playhouse.pool import MaxConnectionsExceeded, PooledPostgresqlDatabase
 from psycopg.errors import _WaitTimeout
 from psycopg.pq import TransactionStatus
+
+from frontdesk.times import Deadline
 
 STATEMENT_SECONDS = 4.0  # that one may take, where no deadline was set for several
 CONNECT_SECONDS = 1.5  # to connect
@@ -31,34 +31,7 @@ REST_SECONDS = 2.0  # after that: nobody else waits meanwhile
 # The server ends, too, what we have given up on; a lock may be somebody else's.
 SERVER_TIMEOUTS = "SET lock_timeout = '3s'; SET statement_timeout = '60s'"
 
-
-class Patience(threading.local):
-    """How long the calling thread may still wait for Postgres."""
-
-    until: float | None = None  # of time.monotonic()
-
-    def left(self, most: float = STATEMENT_SECONDS) -> float:
-        """Return the seconds left, at most so many where no deadline was set."""
-        if self.until is None:
-            return most
-        return max(0.0, self.until - time.monotonic())
-
-    def set(self, seconds: float | None) -> None:
-        """Set the deadline; None: so much for each statement."""
-        self.until = None if seconds is None else time.monotonic() + seconds
-
-    @contextmanager
-    def for_seconds(self, seconds: float) -> Iterator[None]:
-        """Set a deadline for what is done within."""
-        before = self.until
-        self.set(seconds)
-        try:
-            yield
-        finally:
-            self.until = before
-
-
-patience = Patience()
+patience = Deadline()  # for Postgres
 
 
 class Connection(psycopg.Connection[Any]):
@@ -69,7 +42,7 @@ class Connection(psycopg.Connection[Any]):
 
     def wait(self, gen: Any, interval: float = 0.1, timeout: Any = None) -> Any:
         """Wait for an answer; raises psycopg's OperationalError at the deadline."""
-        seconds = patience.left()
+        seconds = patience.left(STATEMENT_SECONDS)
         try:
             return super().wait(gen, interval, seconds)
         except _WaitTimeout:
@@ -186,7 +159,7 @@ class Pool(PooledPostgresqlDatabase):  # type: ignore[misc]
         started = time.monotonic()
         if started - conn.used_at < FRESH_SECONDS and not conn.has_ended():
             return False
-        with patience.for_seconds(min(CHECK_SECONDS, patience.left())):
+        with patience.within(min(CHECK_SECONDS, patience.left())):
             closed = bool(super()._is_closed(conn))
         if closed and time.monotonic() - started > CHECK_SECONDS * 0.9:
             raise psycopg.OperationalError("Postgres keeps silent")

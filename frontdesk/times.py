@@ -1,7 +1,12 @@
-"""Days, weeks and months as the owner's time zone has them."""
+"""Days, weeks and months as the owner's time zone has them; and deadlines."""
 
 from __future__ import annotations
 
+import math
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta, tzinfo
 from zoneinfo import ZoneInfo
 
@@ -54,3 +59,29 @@ class Calendar:
     def month_of(self, now: float) -> str:
         """Return the first day of a time's month."""
         return self.day_of(now)[:8] + "01"
+
+
+class Deadline(threading.local):
+    """How long the calling thread may still wait for somebody else."""
+
+    until: float | None = None  # of time.monotonic(); None: no matter
+
+    def left(self, most: float = math.inf) -> float:
+        """Return the seconds left, at most so many where no deadline was set."""
+        if self.until is None:
+            return most
+        return max(0.0, self.until - time.monotonic())
+
+    def set(self, seconds: float | None) -> None:
+        """Set the deadline; None: there is none."""
+        self.until = None if seconds is None else time.monotonic() + seconds
+
+    @contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """Set a deadline for what is done meanwhile."""
+        before = self.until
+        self.set(seconds)
+        try:
+            yield
+        finally:
+            self.until = before

@@ -22,7 +22,7 @@ from frontdesk.outbox import (
     Outbox,
     Refused,
     TryLater,
-    within,
+    patience,
 )
 from frontdesk.settings import Window
 from frontdesk.tables import DAY
@@ -687,7 +687,7 @@ def test_a_request_whose_time_is_over_makes_no_round(desk: Desk) -> None:
     made: list[float] = []
     database = desk.app.service.database
     outbox = Outbox(database, {}, [made.append], in_requests=True)
-    with within(0):
+    with patience.within(0):
         outbox.go_round()
     assert made == []
     outbox.go_round()
