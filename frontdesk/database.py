@@ -160,8 +160,13 @@ class Database:
         self.engine.close()
 
     def close(self) -> None:
-        """Close what is open; the next statement opens it again."""
-        raise NotImplementedError
+        """Close this thread's connection, and SQLite's writer or Postgres' pool.
+
+        The next statement opens them again. Other threads keep theirs to a SQLite
+        file: a request must not close the last one, since that checkpoints and deletes
+        the WAL, four times a request's own work.
+        """
+        self.engine.close_all()
 
     def size(self) -> int:
         """Return how many bytes the database takes."""
@@ -295,11 +300,8 @@ class GroupCommit:
     again one by one, so that a bad job fails alone.
     """
 
-    def __init__(
-        self, engine: SqliteEngine, turn_seconds: float = TURN_SECONDS
-    ) -> None:
+    def __init__(self, engine: SqliteEngine) -> None:
         self._engine = engine
-        self._turn_seconds = turn_seconds
         self._lock = threading.Lock()  # around the next two
         self._queue: list[_Job] = []
         self._is_led = False
@@ -329,7 +331,7 @@ class GroupCommit:
 
         One that is being done by then is waited for.
         """
-        if job.waits.acquire(timeout=self._turn_seconds):
+        if job.waits.acquire(timeout=TURN_SECONDS):
             return
         with self._lock:
             if job in self._queue and not job.leads:
@@ -438,14 +440,6 @@ class SqliteFile(Database):
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 copy.unlink()
 
-    def close(self) -> None:
-        """Close this thread's connection and the writer.
-
-        Other threads keep theirs: a request must not close the file's last one, since
-        that checkpoints and deletes the WAL, four times a request's own work.
-        """
-        self.engine.close_all()
-
     def size(self) -> int:
         """Return how many bytes the file takes when all is checkpointed."""
         sql = "SELECT page_count * page_size FROM pragma_page_count(), "
@@ -547,10 +541,6 @@ class PostgresServer(Database):
         self._patience.set(None)
         if not self.engine.is_closed():
             self.engine.close()
-
-    def close(self) -> None:
-        """Close this thread's connection and the pool's idle ones."""
-        self.engine.close_all()
 
     def size(self) -> int:
         """Return how many bytes the database takes on the server's disk."""
