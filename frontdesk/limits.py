@@ -70,12 +70,10 @@ class RateLimits:
             with self._alone:
                 self._file.close()
 
-    def take(
-        self, key: str, windows: Sequence[Window], now: float, spend: bool = True
-    ) -> Allowance:
-        """Spend one request of a key, or with spend=False only look.
+    def take(self, key: str, windows: Sequence[Window], now: float) -> Allowance:
+        """Spend one request of a key; now: seconds since the epoch.
 
-        now: seconds since the epoch. Raises a StorageError.
+        Raises a StorageError.
         """
         micros = int(now * MICROS)
         keys = {f"{key} {window.seconds}": window for window in windows}
@@ -83,12 +81,12 @@ class RateLimits:
             if not 0 <= now - self._swept_at <= self.SWEEP_SECONDS:
                 self._swept_at = now
                 self.sweep(now)
-            tats = self._spend(keys, micros) if spend and keys else {}
-            if spend and len(tats) == len(keys):
+            tats = self._spend(keys, micros)
+            if len(tats) == len(keys):
                 left = [_left(keys[k], tats[k], micros) for k in keys]
                 return Allowance(True, 0, left)
             self._give_back(keys, tats)
-            return self._look(keys, micros, refused=spend)
+            return self._refusal(keys, micros)
 
     def _spend(self, keys: Mapping[str, Window], micros: int) -> dict[str, int]:
         """Spend one request of each window that has some left, in one statement."""
@@ -118,9 +116,7 @@ class RateLimits:
             sql = "UPDATE bucket SET tat = tat - ? WHERE key = ?"
             self.execute(sql, keys[key].step, key)
 
-    def _look(
-        self, keys: Mapping[str, Window], micros: int, refused: bool
-    ) -> Allowance:
+    def _refusal(self, keys: Mapping[str, Window], micros: int) -> Allowance:
         left, wait = [], 0
         for key, window in keys.items():
             sql = "SELECT tat FROM bucket WHERE key = ?"
@@ -130,9 +126,8 @@ class RateLimits:
                 tat = micros
             wait = max(wait, tat - window.tolerance - micros)
             left.append(_left(window, tat, micros))
-        # A refusal stays one, even if it would pass by now.
-        seconds = max(math.ceil(wait / MICROS), int(refused))
-        return Allowance(not seconds, seconds, left)
+        # A second at least: what was refused stays so, even if it would pass by now.
+        return Allowance(False, max(math.ceil(wait / MICROS), 1), left)
 
     def sweep(self, now: float) -> None:
         """Forget whoever is not limited any more, and the soonest of too many."""
@@ -165,14 +160,14 @@ class Limits:
         self._policies = policies
         self._clock = clock
 
-    def take(self, policy: str, client: str, spend: bool = True) -> Allowance | None:
-        """Spend one request of a client (or only look), None if that cannot be told.
+    def take(self, policy: str, client: str) -> Allowance | None:
+        """Spend one request of a client; None if it cannot be told what is left.
 
         A limiter in trouble must not cost a message: everybody may pass.
         """
         windows = self._policies[policy]
         try:
-            return self.store.take(f"{policy} {client}", windows, self._clock(), spend)
+            return self.store.take(f"{policy} {client}", windows, self._clock())
         except StorageError as error:
             log.error("rate limits do not work (%s)", type(error).__name__)
             return None

@@ -349,12 +349,6 @@ def test_a_refused_request_spends_of_no_window(limits: RateLimits) -> None:
     assert allowed == [True, True, True, False, False]
 
 
-def test_a_look_spends_nothing(limits: RateLimits) -> None:
-    for _ in range(20):
-        assert limits.take("k", BURST, NOON, spend=False).allowed
-    assert limits.take("k", BURST, NOON).left[0][0] == 4
-
-
 SPENDS = """
 import sys, threading
 from frontdesk.database import open_database
@@ -417,7 +411,7 @@ def test_who_is_refused_spends_nothing(limits: RateLimits) -> None:
     assert take("k", windows, NOON).allowed
     for _ in range(9):
         assert take("k", windows, NOON).retry_after == 3600
-    assert take("k", windows, NOON, spend=False).left == [(4, 12), (0, 3600)]
+    assert take("k", windows, NOON).left == [(4, 12), (0, 3600)]
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
