@@ -279,7 +279,7 @@ class Contact(Resource):
         values = forms.read(req)
         self._site.refuse_foreign(values)
         contact = forms.contact(values, self._site.own)
-        next_url = self._site.next_url(req, values, contact.next, "/thanks")
+        next_url = self._site.next_url(req, values)
         said, keys = self._read(contact), self._keys(req, contact)
         client = truncated(req.context.client)
         known = Message.known(keys, said.echo, client, contact.text, now)
@@ -453,8 +453,7 @@ class Newsletter(Resource):
                 mails_per_day=self._settings.confirm_mails_per_day,
             )
         self._outbox.nudge()
-        default = "/thanks?newsletter"
-        next_url = self._site.next_url(req, values, signup.next, default)
+        next_url = self._site.next_url(req, values, "/thanks?newsletter")
         if wants_html(req):
             raise self._site.see_other(next_url)
         almost = marked("Almost done: please press the button in the email we send.")

@@ -131,9 +131,10 @@ class Site:
         return self.home
 
     def next_url(
-        self, req: Request, values: Mapping[str, str], wanted: str, default: str
+        self, req: Request, values: Mapping[str, str], default: str = "/thanks"
     ) -> str:
         """Return where a form lands: its own wish, THANKS_URL, or our thanks page."""
+        wanted = forms.wanted_next(values)
         asked = wanted and forms.next_url(
             wanted, self.sender(req, values), self._allows
         )
@@ -279,9 +280,7 @@ class Errors:
         targets: tuple[str, ...] = ()
         if values is not None:
             form = self._form_again(req, values, errors)
-            wanted = forms.wanted_next(values)
-            next_url = self._site.next_url(req, values, wanted, "/thanks")
-            targets = self._site.landings(next_url)
+            targets = self._site.landings(self._site.next_url(req, values))
         # The template looks a field's error up by its name.
         told = [
             self._told(error) | {"field": error.get("name", error.get("field"))}

@@ -267,7 +267,6 @@ class Contact:
     text: str
     name: str = ""
     subject: str = ""
-    next: str = ""
     extra: dict[str, str] = field(default_factory=dict)  # what has no such meaning
     layout: list[list[str]] = field(default_factory=list)  # see typed()
     honeypot: bool = False
@@ -300,7 +299,6 @@ class Signup:
 
     email: str
     name: str = ""
-    next: str = ""
     honeypot: bool = False
 
 
@@ -322,7 +320,7 @@ def contact(values: Mapping[str, str], own: Container[str] = ()) -> Contact:
     layout = reading.layout(columns, extra)
     reading.done()
     return Contact(
-        *(email, text, name, subject, reading.next, extra, layout),
+        *(email, text, name, subject, extra, layout),
         honeypot=reading.honeypot,
         by_site=reading.by_site(),
     )
@@ -336,7 +334,7 @@ def signup(values: Mapping[str, str], own: Container[str] = ()) -> Signup:
         reading.refuse_missing_address()
     name = reading.name()
     reading.done()
-    return Signup(email, name, reading.next, reading.honeypot)
+    return Signup(email, name, reading.honeypot)
 
 
 def typed(
@@ -362,13 +360,10 @@ def is_template(value: str) -> bool:
 
 def wanted_next(values: Mapping[str, str]) -> str:
     """Return where a form asks to go after its success, or ""."""
-    wishes = (value for name, value in values.items() if meaning(name) == "next")
-    return next(filter(None, wishes), "")
-
-
-def is_typed(name: str) -> bool:
-    """Tell whether a field may be the visitor's own, not a form service's."""
-    return name not in (PROOF, FROM) and meaning(name) not in fields.SERVICE
+    for name, value in values.items():
+        if value and meaning(name) == "next":
+            return value
+    return ""
 
 
 class _Reading:
@@ -385,7 +380,6 @@ class _Reading:
         self.filled: dict[str, str] = {}  # what was typed
         self.names: dict[str, list[str]] = {}  # of filled fields, by their meaning
         self.column: dict[str, str] = {}  # of a field, where it has one
-        self.next = ""
         self.honeypot = False
         for name, value in values.items():
             if not value or name in (PROOF, FROM):
@@ -393,9 +387,7 @@ class _Reading:
             means = meaning(name)
             if means == "honeypot":
                 self.honeypot |= value.lower() not in ("false", "off")
-            elif means == "next":
-                self.next = self.next or value
-            elif means != "leftover":
+            elif means not in fields.SERVICE:
                 self.filled[name] = value
                 self.names.setdefault(means, []).append(name)
 
