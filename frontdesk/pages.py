@@ -137,12 +137,8 @@ class Pages:
             log.error("TEMPLATE_DIR: %s: %s", template, type(error).__name__)
             return self._ours.get_template(template).render(values)
 
-    def moment(self, time: float | str) -> str:
-        """Write a time, in seconds since the epoch or ISO 8601, in the site's zone."""
-        if isinstance(time, str):
-            return self.language.time(
-                datetime.fromisoformat(time).astimezone(self.zone)
-            )
+    def moment(self, time: float) -> str:
+        """Write a time, in seconds since the epoch, in the site's zone."""
         return self.language.time(datetime.fromtimestamp(time, self.zone))
 
     def policy(self, page: str, *form_targets: str) -> str:
