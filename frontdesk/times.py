@@ -25,7 +25,8 @@ class Calendar:
             # UTC is known without a database of time zones.
             self.zone: tzinfo = UTC if zone == "UTC" else ZoneInfo(zone)
         except (LookupError, OSError, ValueError) as error:
-            raise ValueError(zone) from error
+            message = "must be the IANA name of a time zone such as Europe/Berlin"
+            raise ValueError(message) from error
         self._today = (0.0, 0.0, "")  # the day last asked for: most ask for the same
 
     def local(self, moment: float) -> datetime:
