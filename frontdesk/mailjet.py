@@ -150,13 +150,11 @@ class Mailjet:
         """
         request = getattr(getattr(self.client(version), what), action)
         from mailjet_rest.errors import ApiError
-        from requests import RequestException
 
         try:
             answer = request(**more, allow_redirects=False)
-        except (ApiError, RequestException) as error:
-            cause = error.__cause__ if isinstance(error, ApiError) else error
-            response = getattr(cause, "response", None)
+        except ApiError as error:  # of whatever requests raised, which has the answer
+            response = getattr(error.__cause__, "response", None)
             if response is None:
                 raise NoAnswer(type(error).__name__) from None
             raise _failure_of(response) from None
