@@ -16,7 +16,7 @@ from frontdesk import fields, forms
 from frontdesk.answers import label, succeed
 from frontdesk.database import transaction
 from frontdesk.languages import Language, marked
-from frontdesk.links import BadLinkError, Links
+from frontdesk.links import Links
 from frontdesk.mailjet import RefusedReplyTo, Transport
 from frontdesk.outbox import Handler
 from frontdesk.pages import Pages
@@ -240,10 +240,8 @@ class Events(Resource):
 
     def on_post(self, req: Request, resp: Response, token: str) -> None:
         """Take events; raises Rejected (400, 413), and 404 for any other token."""
-        try:
-            self._links.read("mailjet", token)
-        except BadLinkError:
-            raise falcon.HTTPNotFound from None
+        if not self._links.signed("mailjet", token):
+            raise falcon.HTTPNotFound
         events = _events(forms.read_bytes(req, MAX_EVENTS))
         work = outcomes(events, self._clock(), self._settings.syncs_list)
         for start in range(0, len(work), EVENTS_AT_ONCE):

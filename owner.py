@@ -25,7 +25,7 @@ from frontdesk.database import SqliteFile, StorageError
 from frontdesk.deliveries import Delivery
 from frontdesk.languages import marked
 from frontdesk.limits import Limits
-from frontdesk.mailjet import Check
+from frontdesk.mailjet import Check, not_asked
 from frontdesk.outbox import patience
 from frontdesk.resources import Parts, Resource, Service
 from frontdesk.settings import VERSION, Settings
@@ -248,9 +248,7 @@ class Checkup:
                 for check in checks:
                     found.append(check)
             except Exception as error:  # in a thread, nobody else would tell
-                trouble = marked("Mailjet could not be asked: %(error)s.")
-                values = {"error": type(error).__name__}
-                found.append(Check("mail", False, trouble, values))
+                found.append(not_asked("mail", type(error).__name__))
 
         if without_threads(self.parts.settings):  # then each request is bounded
             with patience.within(self.mail_seconds):

@@ -53,7 +53,10 @@ class Links:
         return f"{self.public_url}/{PATHS.get(purpose, f'newsletter/{purpose}')}/"
 
     def signed(self, purpose: str, url: str) -> bool:
-        """Tell whether a URL ends with a token of ours, whatever host it names."""
+        """Tell whether a URL ends with a token of ours, whatever host it names.
+
+        A token alone will do.
+        """
         try:
             self.read(purpose, url.rpartition("/")[2])
         except BadLinkError:

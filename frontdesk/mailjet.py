@@ -187,7 +187,7 @@ class Mailjet:
             yield Check("mailjet", False, message)
             return
         except FAILURES as error:
-            yield _not_asked("mailjet", error)
+            yield not_asked("mailjet", error)
             return
         yield Check("mailjet", True, marked("Mailjet accepts the keys."))
         yield _sender(settings, rows)
@@ -196,7 +196,7 @@ class Mailjet:
         try:
             yield _registered(self._ask("eventcallbackurl"), links)
         except FAILURES as error:
-            yield _not_asked("events", error)
+            yield not_asked("events", error)
 
     def _list(self, list_id: str) -> Check:
         try:
@@ -226,7 +226,7 @@ class Mailjet:
                     self._call("eventcallbackurl", "update", id=row["ID"], data=address)
             yield _registered(self._ask("eventcallbackurl"), links)
         except FAILURES as error:
-            yield _not_asked("events", error)
+            yield not_asked("events", error)
 
     def _ask(self, what: str, id: str | None = None) -> list[dict[str, Any]]:
         # Without a limit it is 10 rows.
@@ -247,7 +247,8 @@ def _understood() -> Iterator[None]:
 # --- what the doctor is told -----------------------------------------------------
 
 
-def _not_asked(name: str, error: Exception) -> Check:
+def not_asked(name: str, error: Exception | str) -> Check:
+    """Return the line that says why nothing is known."""
     message = marked("Mailjet could not be asked: %(error)s.")
     return Check(name, False, message, {"error": error})
 
