@@ -399,8 +399,7 @@ class _Reading:
             return
         silent += sum(self.is_placeholder(self.filled[name]) for name in replyto)
         if len(self.filled) == silent:
-            empty = _error("EMPTY", marked("Nothing was filled in."))
-            raise Rejected(falcon.HTTP_422, [empty])
+            raise error(falcon.HTTP_422, "EMPTY", marked("Nothing was filled in."))
 
     def refuse_missing_address(self) -> None:
         name = next((n for n in self.values if meaning(n) in _ADDRESS), "")

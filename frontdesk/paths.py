@@ -7,7 +7,7 @@ import unicodedata
 from functools import lru_cache
 from urllib.parse import unquote
 
-from frontdesk.forms import Rejected, wrong
+from frontdesk.forms import wrong
 from frontdesk.languages import marked
 
 MAX_PAGE = 200  # characters
@@ -25,7 +25,7 @@ def page_of(text: str) -> str:
     Raises Rejected (422) for control characters and over 200 characters.
     """
     if len(text) > 4096:
-        raise _refused("TOO_LONG", TOO_LONG)
+        raise wrong("page", "TOO_LONG", TOO_LONG)
     return _page_of(text)
 
 
@@ -34,21 +34,14 @@ def _page_of(text: str) -> str:
     path = re.sub(r"^[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*", "", text.strip(" "))
     path = re.split(r"[?#]", path, maxsplit=1)[0]
     path = _normal_escapes(path)
-    if any(map(_is_control, text)) or _ESCAPED_CONTROL.search(path):
-        raise _refused("TYPE_TEXT", CONTROLS)
+    is_control = any(unicodedata.category(char) in ("Cc", "Cs") for char in text)
+    if is_control or _ESCAPED_CONTROL.search(path):
+        raise wrong("page", "TYPE_TEXT", CONTROLS)
     path = "/" + re.sub("/{2,}", "/", path).strip("/")
     path = re.sub(r"(?:/index\.html?)+$", "", path) or "/"
     if len(path) > MAX_PAGE:
-        raise _refused("TOO_LONG", TOO_LONG)
+        raise wrong("page", "TOO_LONG", TOO_LONG)
     return path
-
-
-def _refused(code: str, message: str) -> Rejected:
-    return wrong("page", code, message)
-
-
-def _is_control(char: str) -> bool:
-    return unicodedata.category(char) in ("Cc", "Cs")
 
 
 _ESCAPES = re.compile("(?:%[0-9A-Fa-f]{2})+|%")
