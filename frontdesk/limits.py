@@ -15,7 +15,7 @@ import os
 import sqlite3
 import stat
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import cache, lru_cache
 from pathlib import Path
@@ -85,7 +85,9 @@ class RateLimits:
             if len(tats) == len(keys):
                 left = [_left(keys[k], tats[k], micros) for k in keys]
                 return Allowance(True, 0, left)
-            self._give_back(keys, tats)
+            # Nobody is refused wrongly meanwhile: the window that had nothing left
+            # refuses them too.
+            self.give_back(key, [keys[spent] for spent in tats])
             return self._refusal(keys, micros)
 
     def _spend(self, keys: Mapping[str, Window], micros: int) -> dict[str, int]:
@@ -103,18 +105,10 @@ class RateLimits:
 
     def give_back(self, key: str, windows: Sequence[Window]) -> None:
         """Undo what take() has spent."""
-        keys = {f"{key} {window.seconds}": window for window in windows}
+        sql = "UPDATE bucket SET tat = tat - ? WHERE key = ?"
         with self._alone:
-            self._give_back(keys, keys)
-
-    def _give_back(self, keys: Mapping[str, Window], spent: Iterable[str]) -> None:
-        """Undo what was spent of some windows where another had nothing left.
-
-        Nobody is refused wrongly meanwhile: that other window refuses them too.
-        """
-        for key in spent:
-            sql = "UPDATE bucket SET tat = tat - ? WHERE key = ?"
-            self.execute(sql, keys[key].step, key)
+            for window in windows:
+                self.execute(sql, window.step, f"{key} {window.seconds}")
 
     def _refusal(self, keys: Mapping[str, Window], micros: int) -> Allowance:
         left, wait = [], 0
