@@ -6,6 +6,7 @@ import base64
 import logging
 import re
 from collections.abc import Container, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from itertools import islice
 from typing import Any
@@ -257,19 +258,15 @@ class Errors:
         elif wants_html(req):
             self._page(req, resp, error, errors)
         else:
-            resp.media = self._json(req, errors)
+            resp.media = error_body([self._told(each) for each in errors])
+            if resource and errors[0]["code"] == "RATE_LIMITED":
+                resp.media |= resource.over_limit
             resp.set_header("Content-Language", self._language.code)
 
     def _told(self, error: Any) -> dict[str, str]:
         sentence = self._language.text(error["message"], **error.get("values", {}))
         field = {"field": error["field"]} if "field" in error else {}
         return {"code": error["code"], **field, "message": sentence}
-
-    def _json(self, req: Request, errors: list[Any]) -> dict[str, Any]:
-        resource = req.context.resource
-        limited = resource and errors[0]["code"] == "RATE_LIMITED"
-        body = error_body([self._told(error) for error in errors])
-        return body | (resource.over_limit if limited else {})
 
     def _page(
         self, req: Request, resp: Response, error: falcon.HTTPError, errors: list[Any]
@@ -384,12 +381,10 @@ def _sent(req: Request, status: int) -> Mapping[str, str] | None:
     resource = req.context.resource
     if status not in ADVICE or req.method != "POST" or not (resource and resource.form):
         return None
+    if "form" not in req.context:
+        with suppress(falcon.HTTPError):
+            forms.read(req)  # which leaves it there
     values: Mapping[str, str] | None = getattr(req.context, "form", None)
-    if values is None:
-        try:
-            values = forms.read(req)
-        except falcon.HTTPError:
-            values = getattr(req.context, "form", None)
     if values and len(values) > forms.MAX_NAMES:
         # Each becomes a field of the page, also for who is over the limit.
         filled = ((name, text) for name, text in values.items() if text)
