@@ -51,7 +51,6 @@ class Style(NamedTuple):
     """The shape of a badge."""
 
     padding: int = 10  # px in each half
-    stretch: float = 1.0  # its letters' width to Verdana's at 11 px
     spacing: int = 0  # between letters, in 0.1 px
     capitals: bool = False
     color: str = "blue"
@@ -60,7 +59,7 @@ class Style(NamedTuple):
 STYLES = {
     "flat": Style(),
     "flat-square": Style(),
-    "for-the-badge": Style(24, 1.0, 12, capitals=True),
+    "for-the-badge": Style(24, 12, capitals=True),
     "plain": Style(6, color="767676"),  # 4.5 to 1 on white and on black alike
 }
 # What XML forbids, and what turns the reading direction of the text around it.
@@ -104,7 +103,7 @@ def _cell(text: str, style: str) -> tuple[str, int, int]:
         text = text[: LONGEST_LABEL - 1] + "…"
     shape = STYLES[style]
     text = text.upper() if shape.capitals else text
-    width = round(_width(text) * shape.stretch) + len(text) * shape.spacing
+    width = _width(text) + len(text) * shape.spacing
     half = shape.padding + (math.ceil(width / 10) | 1) if text else 0
     return escape(text), width, half
 
