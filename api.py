@@ -37,7 +37,7 @@ from frontdesk.languages import marked
 from frontdesk.limits import Limits, RateLimits
 from frontdesk.links import BadLinkError, Links
 from frontdesk.mailjet import Transport, transport_for
-from frontdesk.outbox import Outbox
+from frontdesk.outbox import Delivering, Outbox
 from frontdesk.resources import Parts, Resource, Service
 from frontdesk.settings import VERSION, Settings, Window
 from frontdesk.start import environment, or_end, ready_database, without_threads
@@ -83,7 +83,7 @@ class Frontdesk(falcon.App):  # type: ignore[type-arg]
         if self.serves:
             self.outbox.start()
         parts = super().__call__(env, start_response)
-        return self.outbox.deliver_after(parts) if self.outbox.in_requests else parts
+        return Delivering(parts, self.outbox) if self.outbox.in_requests else parts
 
 
 def create_app(

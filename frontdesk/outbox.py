@@ -79,7 +79,7 @@ class Outbox:
     it raises Refused, KeysRefused or TryLater.
     rounds: done after each drain (they know themselves how often there is work).
     sleep: how to rest for some seconds.
-    in_requests: no thread is ever started; see deliver_after().
+    in_requests: no thread is ever started; see Delivering.
     loads: what the first requests would have to load, one after the other; the thread
     does it while nobody waits.
     """
@@ -206,10 +206,6 @@ class Outbox:
         finally:
             self._database.release()
 
-    def deliver_after(self, parts: Iterable[bytes]) -> Iterable[bytes]:
-        """Return an answer whose close() delivers; a server calls it after the end."""
-        return _Delivering(parts, self)
-
     def deliver_now(self) -> None:
         """Deliver what is due within a request, for some seconds at most.
 
@@ -305,8 +301,8 @@ class Outbox:
         delivery.put_back(None, reason, delivery.attempts)
 
 
-class _Delivering:
-    """An answer that delivers when it has been given (PEP 3333, close)."""
+class Delivering:
+    """An answer whose close() delivers; a server calls it after the end (PEP 3333)."""
 
     def __init__(self, parts: Iterable[bytes], outbox: Outbox) -> None:
         self._parts = parts
