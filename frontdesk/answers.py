@@ -425,7 +425,7 @@ def kind(name: str, value: str, own: Container[str] | None = ()) -> str:
     a field that has to be changed: then it is shown in any case.
     """
     means = fields.meaning(name)
-    shape = "hidden" if name in (forms.PROOF, forms.FROM) else KINDS.get(means, "text")
+    shape = "hidden" if name in forms.OURS else KINDS.get(means, "text")
     if means == "replyto" and (
         value.lower() in (own or ()) or forms.is_template(value)
     ):

@@ -36,6 +36,7 @@ MAX_NAMES = 200  # filled in or not: more are not looked at one by one
 FILE = object()  # in place of an uploaded file
 PROOF = "_frontdesk"  # our own question's signature
 FROM = "_frontdesk_page"  # where a form that our own page gave back came from
+OURS = (PROOF, FROM)
 
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _SURROGATES = re.compile("[\ud800-\udfff]")
@@ -382,7 +383,7 @@ class _Reading:
         self.column: dict[str, str] = {}  # of a field, where it has one
         self.honeypot = False
         for name, value in values.items():
-            if not value or name in (PROOF, FROM):
+            if not value or name in OURS:
                 continue
             means = meaning(name)
             if means == "honeypot":

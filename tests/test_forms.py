@@ -150,11 +150,10 @@ def test_any_form_is_understood_whole_or_rejected_with_reasons(
     assert not message.email or valid_email(message.email) == message.email
     assert not {fields.meaning(name) for name in message.extra} & fields.SERVICE
     assert "\n" not in message.name + message.subject
-    ours = (forms.PROOF, forms.FROM)
     typed = {
         n: v
         for n, v in form.items()
-        if v and n not in ours and fields.meaning(n) not in fields.SERVICE
+        if v and n not in forms.OURS and fields.meaning(n) not in fields.SERVICE
     }
     assert all_typed(message) == list(typed.items())
     row = "\n".join([*columns(message).values(), *message.extra.values()])
