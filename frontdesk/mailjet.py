@@ -134,12 +134,9 @@ class Mailjet:
             from mailjet_rest import Client
             from mailjet_rest.utils.guardrails import SecureHTTPAdapter
 
-            client = Client(
-                auth=self._key, version=version, api_url=self._api_url, timeout=TIMEOUT
-            )
+            client = Client(auth=self._key, version=version, api_url=self._api_url)
             client.session.mount("https://", SecureHTTPAdapter(max_retries=0))
             self._clients[version] = client
-        self._clients[version].config.timeout = _timeout()
         return self._clients[version]
 
     def _call(self, what: str, action: str, version: str = "v3", **more: Any) -> Any:
@@ -152,7 +149,7 @@ class Mailjet:
         from mailjet_rest.errors import ApiError
 
         try:
-            answer = request(**more, allow_redirects=False)
+            answer = request(**more, timeout=_timeout(), allow_redirects=False)
         except ApiError as error:  # of whatever requests raised, which has the answer
             response = getattr(error.__cause__, "response", None)
             if response is None:
