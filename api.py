@@ -6,6 +6,7 @@ import base64
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
@@ -100,7 +101,7 @@ def create_app(
     since the epoch; transport is where mails go.
     """
     serves = settings is None
-    with or_end(serves):
+    with or_end() if serves else nullcontext():
         settings = settings or environment()
         database = ready_database(settings)
     links = Links(settings.secret_keys or (local_secret(),), settings.public_url, clock)

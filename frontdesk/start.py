@@ -27,22 +27,16 @@ UNUSABLE: tuple[type[Exception], ...] = (OSError, *StorageError)
 
 
 @contextmanager
-def or_end(serves: bool = True) -> Iterator[None]:
-    """End the process with a line for each problem, where a server cannot start.
-
-    serves: is it a server's? Else the SettingsError goes on.
-    """
+def or_end() -> Iterator[None]:
+    """End the process with a line for each problem, where a server cannot start."""
     try:
         yield
     except SettingsError as error:
-        if not serves:
-            raise
         for problem in error.problems:
             print(problem, file=sys.stderr, flush=True)
         sys.exit(CANNOT_START)
-    if serves:
-        _end_by_sigterm()
-        _write_utf8()
+    _end_by_sigterm()
+    _write_utf8()
 
 
 def environment() -> Settings:
