@@ -84,8 +84,8 @@ messages: $(VENV)/dev
 		--output-dir frontdesk/locales --no-fuzzy-matching --ignore-obsolete --ignore-pot-creation-date
 	$(BIN)/pybabel --quiet compile --domain frontdesk --directory frontdesk/locales --statistics
 
-bench:
-	$(PYTHON) bench/run.py $(ARGS)
+bench: $(VENV)/dev
+	$(BIN)/python -m bench.run $(ARGS)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
 
-from service import WORK, Unfit, mailjet, serving
+from bench.service import WORK, Unfit, mailjet, serving
 
 PERIOD_US, QUOTA_US, BYTES = 100_000, 10_000, 256 * 2**20
 ROOT = Path("/sys/fs/cgroup")
@@ -113,11 +113,11 @@ def cheapest(run):
     """Cold start, first message and a quiet hour in little, under a tenth of a core."""
     Group().close()  # Unfit where none may be made
     seconds, samples = 15 * run.seconds, {}
-    with mailjet(200) as url:  # mails are sent meanwhile, as they would be
+    with mailjet(200) as stand_in:  # mails are sent meanwhile, as they would be
         for _ in range(run.rounds):
             for contender in run.each():
                 with run.trying(contender.name):
-                    for name, value in one(contender, url, seconds).items():
+                    for name, value in one(contender, stand_in.url, seconds).items():
                         found = samples.setdefault(name, {})
                         found.setdefault(contender.name, []).append(value)
     table = {

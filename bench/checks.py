@@ -5,7 +5,7 @@ import sqlite3
 import subprocess
 from functools import partial
 
-from service import ORIGIN, Unfit
+from bench.service import ORIGIN, Unfit
 
 
 def check(service):

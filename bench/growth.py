@@ -7,24 +7,24 @@ so that columns that this file does not know keep sensible values.
 import sqlite3
 import time
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from itertools import product
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from service import (
+from bench.service import (
     ADA,
     ASKS,
     FRONTDESK,
     OWNER,
     WORK,
     Unfit,
-    limits_file,
     load,
     mailjet,
-    seen_by,
     serving,
     written_out,
 )
+from frontdesk.limits import LimitsFile
 
 CAMPAIGN = "we have a fine offer of garden stones for every village in the county"
 NETWORK = "10.99.99.9"  # whose limits are copied for other clients
@@ -110,7 +110,7 @@ def know(service, clients):
     address = "'10.' || (i >> 16) || '.' || (i >> 8 & 255) || '.' || (i & 255)"
     insert = f"INSERT OR REPLACE INTO bucket SELECT replace(?, ?, {address}), ? FROM n"
     until = int((time.time() + 50) * 1e6)
-    file = limits_file(service.database)
+    file = LimitsFile(Path(service.database)).path
     with closing(sqlite3.connect(file, timeout=10)) as con, con:
         like = ("SELECT key FROM bucket WHERE key LIKE ?", (f"% {NETWORK} %",))
         for (key,) in con.execute(*like).fetchall():
@@ -118,10 +118,11 @@ def know(service, clients):
 
 
 @contextmanager
-def filled(kind, rows, url):
+def filled(kind, rows, stand_in):
     """Run Frontdesk on a database with so many rows of a kind."""
     path = WORK / f"growth-{kind}-{rows}.db"
-    with serving(FRONTDESK, 1, url, str(path)) as service:
+    serve = partial(serving, FRONTDESK, 1, stand_in.url, str(path))
+    with serve() as service:
         service.wait()
         form = {"email": "ada@example.com", "name": "Ada Lovelace"}
         more = {"subject": "A question", "company": "Example Ltd", "message": CAMPAIGN}
@@ -135,7 +136,9 @@ def filled(kind, rows, url):
             globals()[f"fill_{kind}"](con, rows)
         con.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     try:
-        with serving(FRONTDESK, 1, url, str(path), TRUSTED_HOPS="1") as service:
+        with serving(
+            FRONTDESK, 1, stand_in.url, str(path), TRUSTED_HOPS="1"
+        ) as service:
             service.wait()
             yield service
     finally:
@@ -169,26 +172,27 @@ PLANS = {
 }
 
 
-def requests(service, case, rows, url):
+def requests(service, case, rows, stand_in):
     """Return what a case asks for: one of these each time, filled in by load.lua."""
     if case != "event":
         text = written_out(*CASES[case]).replace("ROWS", str(rows))
         return [text.replace("{mod 30}", f"{{under {pages_of(rows)}}}")]
+    stand_in.callbacks.rows.clear()  # another service's address would be left alone
     service.request("/doctor", {}, **OWNER)  # registers the address for events
-    path = urlsplit(seen_by(url)["url"] or "/mailjet/unknown").path
+    path = urlsplit(stand_in.callbacks.url("sent")).path
     with closing(sqlite3.connect(service.database, timeout=10)) as con:
         ids = con.execute("SELECT id FROM message ORDER BY random() LIMIT 200")
         about = {"event": "sent", "time": int(time.time()), "email": "a@b.example"}
         return [written_out(path, [about | {"CustomID": i}]) for (i,) in ids]
 
 
-def time_case(run, kind, case, servers, url):
+def time_case(run, kind, case, servers, stand_in):
     """Time a case on each server in turn; Unfit when one answers with an error."""
     taken = []
     for number, (rows, service) in product(range(-1, run.rounds), servers.items()):
         if case == "limit":
             know(service, rows)
-        asked = requests(service, case, rows, url)
+        asked = requests(service, case, rows, stand_in)
         seconds = 1 if number < 0 else run.seconds  # at first to warm up
         found = load([service], case, 1, seconds, asked)
         # Of one spam campaign only some are taken each hour, the others are refused.
@@ -204,18 +208,18 @@ def growth(run):
     """Time each case on small and large databases, on one connection."""
     for kind, (sizes, cases) in PLANS.items():
         sizes = (sizes[0], 20_000) if run.quick else sizes
-        with mailjet(401) as url, ExitStack() as stack:
-            servers = {r: stack.enter_context(filled(kind, r, url)) for r in sizes}
+        with mailjet(401) as stand_in, ExitStack() as stack:
+            servers = {r: stack.enter_context(filled(kind, r, stand_in)) for r in sizes}
             for case in cases.split():
                 with run.trying(f"{kind}, {case}"):
-                    time_case(run, kind, case, servers, url)
+                    time_case(run, kind, case, servers, stand_in)
         run.compare("growth", f"{sizes[-1]:,}", ("p50_us", "cpu_us"))
 
 
 def year(run):
     """How large a year of a busy small site makes the database, and a backup of it."""
     days = 30 if run.quick else 365
-    with mailjet(401) as url, filled("year", days, url) as service:
+    with mailjet(401) as stand_in, filled("year", days, stand_in) as service:
         size = Path(service.database).stat().st_size / 1e6
         status, _, backup = service.request("/export/backup.sqlite3", **OWNER)
     row = {"MB": size, "backup, MB": len(backup) / 1e6, "answered": str(status)}

@@ -1,6 +1,6 @@
 """Frontdesk beside the floor and its peers, in one run. See README.md.
 
-python bench/run.py [--quick] [--only NAMES] [--rounds N] [--seconds N]
+python -m bench.run [--quick] [--only NAMES] [--rounds N] [--seconds N]
 """
 
 import argparse
@@ -18,10 +18,11 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
-import cheapest
-import growth
-from checks import check
-from service import (
+import pytest
+
+from bench import cheapest, growth
+from bench.checks import check
+from bench.service import (
     ALL,
     ASKS,
     BARE,
@@ -31,16 +32,13 @@ from service import (
     WORK,
     Unfit,
     cores,
-    counter,
-    free_port,
     load,
     mailjet,
     postgres,
-    query,
-    seen_by,
     serving,
     written_out,
 )
+from tests.support.ports import free_port
 
 CONNECTIONS = (16, 1)
 
@@ -67,7 +65,7 @@ class Run:
         """Leave somebody or something out that proves unfit."""
         try:
             yield
-        except (Unfit, OSError) as reason:
+        except (Unfit, OSError, pytest.skip.Exception) as reason:
             self.skip(name, reason)
 
     def each(self, contenders=ALL):
@@ -160,22 +158,20 @@ def side_by_side(run, section, place, contenders, items, start):
 
 def throughput(run):
     """Each kind of work, with 1 and 2 workers, 16 connections and 1."""
-    with mailjet(401) as paused:  # the outbox rests: its rows are written, not sent
+    with mailjet(401) as stand_in:  # the outbox rests: its rows are written, not sent
         side_by_side(
             *(run, "throughput", "workers", ALL, run.items),
-            lambda contender, workers: [serving(contender, workers, paused)],
+            lambda contender, workers: [serving(contender, workers, stand_in.url)],
         )
 
 
 def on_postgres(run):
     """Writes with 1 and 2 servers on one Postgres, beside a floor with psycopg."""
     items = [i for i in run.items if i in ("contact", "signup", "hit")]
-    with mailjet(401) as paused, postgres() as cluster:
+    with mailjet(401) as stand_in, postgres() as cluster:
 
         def start(contender, servers):
-            name = f"bench{next(counter)}"
-            query(cluster + "postgres", f"CREATE DATABASE {name}")
-            one = partial(serving, contender, 1, paused, cluster + name)
+            one = partial(serving, contender, 1, stand_in.url, cluster.blank_url())
             return [one() for _ in range(servers)]
 
         side_by_side(run, "postgres", "servers", ON_POSTGRES, items, start)
@@ -185,17 +181,17 @@ def outbox(run):
     """What delivering adds to contact posts: paused, sending, and with no answer."""
     sending = replace(FRONTDESK, writes={"contact": ("message", "receipt")})
     for _, mode in product(range(run.rounds), ("paused", "sending", "unreachable")):
-        with mailjet(401 if mode == "paused" else 200) as url:
+        with mailjet(401 if mode == "paused" else 200) as stand_in:
             contender = sending if mode == "sending" else FRONTDESK
             nobody = f"http://localhost:{free_port()}/"
-            given = nobody if mode == "unreachable" else url
+            given = nobody if mode == "unreachable" else stand_in.url
             with serving(contender, 1, given) as service:
                 service.wait()
                 load([service], "contact", 16, 1)
                 for number in CONNECTIONS:
-                    sent = seen_by(url)["mails"]
+                    sent = len(stand_in.mails)
                     found = load([service], "contact", number, run.seconds)
-                    found["mails"] = seen_by(url)["mails"] - sent
+                    found["mails"] = len(stand_in.mails) - sent
                     if mode == "sending" and not found["mails"]:
                         raise Unfit(f"no mail came, see {service.log}")
                     run.keep(f"{number} connections", "contact", mode, found)
@@ -228,7 +224,8 @@ def start(run):
     """From spawn to the first 200, on an existing database and on none."""
     samples = {}
     old = str(WORK / "existing.db")
-    with mailjet(401) as url:
+    with mailjet(401) as stand_in:
+        url = stand_in.url
         for _ in range(3 if run.quick else 10):
             for contender in run.each((BARE, *ALL)):
                 with serving(contender, 1, url) as service:
@@ -245,15 +242,15 @@ def memory(run):
     """PSS of all processes: idle, after mails and pages, after many varied requests."""
     table, bare = {}, 0
     total, seconds = (1_000, 1) if run.quick else (200_000, 5)
-    with mailjet(200) as url:
+    with mailjet(200) as stand_in:
         for contender in run.each((BARE, *ALL)):
-            with serving(contender, 1, url, TRUSTED_HOPS="1") as service:
+            with serving(contender, 1, stand_in.url, TRUSTED_HOPS="1") as service:
                 service.wait()
                 time.sleep(1)
                 idle = used = loaded = service.pss_mb()
                 bare, made = bare or idle, 0
                 if contender.ours:
-                    used = mails_and_pages(service, url)
+                    used = mails_and_pages(service, stand_in)
                 while contender.asks and made < total:
                     found = load([service], "", 16, seconds, varied(contender))
                     made += int(found["rps"] * seconds) + 1
@@ -286,7 +283,7 @@ def varied(contender):
     return found
 
 
-def mails_and_pages(service, url):
+def mails_and_pages(service, stand_in):
     """Let Frontdesk send mails and show pages; return what it takes then."""
     service.request(
         "/contact", {"email": "a@example.com", "message": "Hello from here"}
@@ -295,11 +292,7 @@ def mails_and_pages(service, url):
     service.request("/hits", {"page": "/about"})
     for path in ("/thanks", "/", "/nothing", "/hits.svg?page=/about&count=false"):
         service.request(path, Accept="text/html")
-    deadline = time.monotonic() + 20
-    while seen_by(url)["mails"] < 2:
-        if time.monotonic() > deadline:
-            raise Unfit(f"the mails do not come, see {service.log}")
-        time.sleep(0.02)
+    stand_in.wait_for_mails(2)
     time.sleep(0.5)
     return service.pss_mb()
 

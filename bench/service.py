@@ -10,7 +10,6 @@ import random
 import re
 import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -19,12 +18,18 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psycopg
+
+from frontdesk.limits import LimitsFile
+from tests.support.databases import MEMORY, Postgres, delete_limits
+from tests.support.mailjet import Answer, StandIn, success
+from tests.support.ports import free_port
+
 BENCH = Path(__file__).resolve().parent
 ROOT = BENCH.parent
 CONTENDERS = BENCH / "contenders"
 # On a disk: /tmp may be memory, where a sync costs nothing.
 WORK = BENCH / ".work" / str(os.getpid())
-MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else "/tmp"
 ORIGIN = "https://site.example"
 TOKEN = "the-benchmarks-own-admin-token-of-40-letters"
 KEY = "Basic " + base64.b64encode(f"owner:{TOKEN}".encode()).decode()
@@ -139,8 +144,8 @@ EXPRESS = f"express@5.3.0 {ON_SQLITE} cors@2.8.6 express-rate-limit@8.7.4"
 FASTIFY = f"fastify@5.12.8 {ON_SQLITE} @fastify/cors@11.4.3 @fastify/rate-limit@11.2.0"
 GUNICORN = (
     "gunicorn --worker-class gthread --threads 8 --keep-alive 100 "
-    f"--no-control-socket --worker-tmp-dir {MEMORY} --bind 127.0.0.1:{{port}} "
-    "--workers {workers} "
+    f"--no-control-socket --worker-tmp-dir {MEMORY or '/tmp'} "
+    "--bind 127.0.0.1:{port} --workers {workers} "
 )
 UVICORN = (
     "uvicorn fastapi_stack:app --port {port} --workers {workers} --no-access-log "
@@ -230,34 +235,18 @@ class Service:
     def rows(self, tables):
         """Count rows as another process sees them, thus what was committed."""
         # Of hits each table's sum, without that of the whole site.
-        hits = "SELECT sum(hits) FROM {} WHERE page <> '*'"
+        hits = "SELECT coalesce(sum(hits), 0) FROM {} WHERE page <> '*'"
         sql = {"page": hits, "hit": hits}
         texts = [sql.get(t, "SELECT count(*) FROM {}").format(t) for t in tables]
-        return [int(query(self.database, text)) for text in texts]
+        with connected(self.database) as con:
+            return [int(con.execute(text).fetchone()[0]) for text in texts]
 
 
-def query(database, sql):
-    """Return the one value of a statement, "0" for none."""
+def connected(database):
+    """Return a connection to a file or a URL, to be closed."""
     if "://" in database:
-        command = ["psql", "-XAtq", "-v", "ON_ERROR_STOP=1", "-c", sql, database]
-        out = subprocess.run(command, capture_output=True, text=True, check=True)
-        return out.stdout.strip() or "0"
-    with closing(sqlite3.connect(database, timeout=10)) as con:
-        return str(con.execute(sql).fetchone()[0] or 0)
-
-
-def free_port():
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
-
-
-def limits_file(database):
-    """Return where Frontdesk keeps the limits of a SQLite file, and so all others."""
-    digest = hashlib.blake2b(database.encode(), digest_size=8).hexdigest()
-    folder = Path(f"{MEMORY}/frontdesk-{os.getuid()}")
-    folder.mkdir(mode=0o700, exist_ok=True)
-    return folder / f"{digest}.limits"
+        return closing(psycopg.connect(database, autocommit=True))
+    return closing(sqlite3.connect(database, timeout=10, isolation_level=None))
 
 
 # What Frontdesk reads, then what the others do.
@@ -292,7 +281,7 @@ def serving(contender, workers=1, mailjet="", database="", before=(), **settings
     folder = WORK / f"{contender.name}-{next(counter)}"
     folder.mkdir(parents=True)
     database = database or str(folder / "data.db")
-    port, log, limits = free_port(), folder / "log", limits_file(database)
+    port, log = free_port(), folder / "log"
     if contender.name == "isso":
         (folder / "isso.cfg").write_text(ISSO_CONFIG.format(folder))
     elif not contender.ours:
@@ -305,7 +294,7 @@ def serving(contender, workers=1, mailjet="", database="", before=(), **settings
         "MAILJET_API_URL": mailjet,
         "WEB_CONCURRENCY": str(workers),
         "DATABASE": database,
-        "LIMITS": str(limits),
+        "LIMITS": str(LimitsFile(Path(database)).path),
         "WORKERS": str(workers),
         "NODE_PATH": str(contender.folder / "node_modules"),
         "ISSO_SETTINGS": str(folder / "isso.cfg"),
@@ -326,7 +315,8 @@ def serving(contender, workers=1, mailjet="", database="", before=(), **settings
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        for part in (*limits.parent.glob(f"{limits.name}*"), *folder.iterdir()):
+        delete_limits(Path(database))
+        for part in folder.iterdir():
             if part != log:  # which tells why somebody was left out
                 part.unlink()
 
@@ -334,12 +324,12 @@ def serving(contender, workers=1, mailjet="", database="", before=(), **settings
 def make_schema(database):
     """Make the contenders' tables, unless a first server has them already."""
     text = (CONTENDERS / "schema.sql").read_text()
-    if "://" not in database:
-        with closing(sqlite3.connect(database)) as con:
+    with connected(database) as con:
+        if "://" not in database:
             con.executescript(text)
-    elif query(database, "SELECT to_regclass('message')") == "0":
-        text = text.replace("INTEGER PRIMARY", "BIGSERIAL PRIMARY")
-        query(database, re.sub(r"PRAGMA.*;| WITHOUT ROWID", "", text))
+        elif con.execute("SELECT to_regclass('message')").fetchone() == (None,):
+            text = text.replace("INTEGER PRIMARY", "BIGSERIAL PRIMARY")
+            con.execute(re.sub(r"PRAGMA.*;| WITHOUT ROWID", "", text))
 
 
 # --- load and what surrounds it --------------------------------------------------
@@ -385,54 +375,30 @@ def load(services, item, connections, seconds, requests=()):
 
 @contextmanager
 def mailjet(status):
-    """Run the stand-in for Mailjet on the load's core; yield its URL."""
-    port = free_port()
-    command = (sys.executable, BENCH / "mailjet.py", str(port), str(status))
-    process = subprocess.Popen(("taskset", "-c", str(LOAD_CORE), *command))
-    try:
-        while True:
-            with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                break
-            time.sleep(0.01)
-        yield f"http://localhost:{port}/"
-    finally:
-        process.kill()
-        process.wait()
+    """Run the tests' stand-in for Mailjet, its threads on the load's core.
 
-
-def seen_by(url):
-    """Return what the stand-in has seen: {"mails": number, "url": events' address}."""
-    host = url.removeprefix("http://").rstrip("/")
-    with closing(http.client.HTTPConnection(host, timeout=10)) as connection:
-        connection.request("GET", "/seen")
-        return json.loads(connection.getresponse().read())
+    status: of its answers to mails. 401 refuses the keys, and the outbox rests.
+    """
+    stand_in = StandIn()
+    if status != 200:
+        stand_in.answer = lambda request: (
+            Answer(status) if request.path.endswith("/send") else success(request)
+        )
+    os.sched_setaffinity(0, {LOAD_CORE})  # which new threads inherit
+    with stand_in:
+        os.sched_setaffinity(0, cores)
+        yield stand_in
 
 
 @contextmanager
 def postgres():
-    """Run a Postgres cluster of our own, synced; yield its URL without a database."""
-    debian = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))
-    pg_ctl = debian[-1] if debian else shutil.which("pg_ctl")
-    if not pg_ctl or not shutil.which("psql"):
-        raise Unfit("Postgres is not installed")
-    folder, port, user = WORK / "postgres", free_port(), {}
+    """Run the tests' Postgres, but synced."""
+    folder = WORK / "postgres"
     folder.mkdir()
-    if os.getuid() == 0:  # it refuses to run as root
-        user = {"user": "postgres"}
-        shutil.chown(folder, "postgres")
-
-    def run(*command):
-        control = [pg_ctl, "-s", "-w", "-D", folder / "data", *command]
-        if subprocess.run(
-            control, stdout=subprocess.DEVNULL, cwd="/", **user
-        ).returncode:
-            raise Unfit(f"Postgres does not do {command[-1]}")
-
-    run("-o", "-U desk -A trust -E UTF8 --locale C", "initdb")
-    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=on"
-    run("-l", folder / "log", "-o", options, "start")
+    cluster = Postgres(folder)
+    cluster.start(fsync="on")
     try:
-        yield f"postgres://desk@127.0.0.1:{port}/"
+        yield cluster
     finally:
-        run("-m", "immediate", "stop")
+        cluster.stop()
         shutil.rmtree(folder)

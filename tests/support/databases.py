@@ -57,7 +57,7 @@ class Postgres:
         user = {"user": "postgres"} if os.getuid() == 0 else {}
         subprocess.run(command, check=True, cwd="/", stdout=subprocess.DEVNULL, **user)
 
-    def start(self) -> None:
+    def start(self, fsync: str = "off") -> None:
         if os.getuid() == 0:
             shutil.chown(self.folder, "postgres")
         data = str(self.folder / "data")
@@ -67,7 +67,7 @@ class Postgres:
         )
         options = (
             f"-p {self.port} -k {self.folder} -c listen_addresses=127.0.0.1 "
-            "-c fsync=off -c max_connections=200"
+            f"-c fsync={fsync} -c max_connections=200"
         )
         log = str(self.folder / "log")
         self.run(
