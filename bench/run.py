@@ -56,17 +56,14 @@ class Run:
     samples: dict = field(default_factory=dict)
     left_out: dict = field(default_factory=dict)
 
-    def skip(self, name, reason):
-        print(f"{name} is left out: {reason}", flush=True)
-        self.left_out[name] = str(reason)
-
     @contextmanager
     def trying(self, name):
-        """Leave somebody or something out that proves unfit."""
+        """Leave somebody or something out that fails: the rest is worth having."""
         try:
             yield
-        except (Unfit, OSError, pytest.skip.Exception) as reason:
-            self.skip(name, reason)
+        except (Exception, pytest.skip.Exception) as reason:
+            self.left_out[name] = f"{type(reason).__name__}: {reason}"
+            print(f"{name} is left out: {self.left_out[name]}", flush=True)
 
     def each(self, contenders=ALL):
         """Yield those that take part, installed."""
