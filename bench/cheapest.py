@@ -5,7 +5,7 @@ import re
 import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from bench.service import WORK, Unfit, mailjet, serving
@@ -20,40 +20,31 @@ V1 = {
 V2 = {"": {"cpu.max": f"{QUOTA_US} {PERIOD_US}", "memory.max": BYTES}}
 
 
-class Group:
-    """A control group of our own."""
-
-    def __init__(self):
-        limits = V2 if (ROOT / "cgroup.controllers").exists() else V1
-        self.folders = [ROOT / name / f"bench-{WORK.name}" for name in limits]
-        try:
-            for folder, files in zip(self.folders, limits.values(), strict=True):
-                folder.mkdir()
-                for file, value in files.items():
-                    (folder / file).write_text(str(value))
-        except OSError as error:
-            self.close()
-            raise Unfit(f"no control group may be made here: {error}") from error
-
-    @property
-    def command(self):
-        """The beginning of a command that runs in the group."""
-        joins = "".join(f"echo $$ > {f}/cgroup.procs && " for f in self.folders)
-        return ("sh", "-c", joins + 'exec "$@"', "sh")
-
-    def throttled(self):
-        """Return the seconds it had to wait; its periods, and those it waited in."""
-        text = (self.folders[0] / "cpu.stat").read_text()
-        stat = dict(line.split() for line in text.splitlines())
-        waited = float(stat.get("throttled_usec") or int(stat["throttled_time"]) / 1e3)
-        return waited / 1e6, int(stat["nr_periods"]), int(stat["nr_throttled"])
-
-    def close(self):
-        for folder in self.folders:
+@contextmanager
+def group():
+    """Make a control group of our own; yield its folders."""
+    limits = V2 if (ROOT / "cgroup.controllers").exists() else V1
+    folders = {ROOT / name / f"bench-{WORK.name}": limits[name] for name in limits}
+    try:
+        for folder, files in folders.items():
+            folder.mkdir()
+            for file, value in files.items():
+                (folder / file).write_text(str(value))
+        yield list(folders)
+    finally:
+        for folder in folders:
             while folder.exists():  # until the system has taken the dead out
                 with suppress(OSError):
                     folder.rmdir()
                 time.sleep(0.02)
+
+
+def throttled(folder):
+    """Return the seconds it had to wait; its periods, and those it waited in."""
+    text = (folder / "cpu.stat").read_text()
+    stat = dict(line.split() for line in text.splitlines())
+    waited = float(stat.get("throttled_usec") or int(stat["throttled_time"]) / 1e3)
+    return waited / 1e6, int(stat["nr_periods"]), int(stat["nr_throttled"])
 
 
 def ask(service, item, n):
@@ -71,11 +62,11 @@ def ask(service, item, n):
     return (time.perf_counter() - started) * 1e3
 
 
-def quiet_hour(service, made, seconds):
+def quiet_hour(service, folder, seconds):
     """Hit every 100 ms and post every 300 ms, whether or not the last was answered."""
-    asked, row, longest, last = {"post": [], "hit": []}, 0, 0, made.throttled()
+    asked, row, longest, last = {"post": [], "hit": []}, 0, 0, throttled(folder)
     hit = "hit" if "hit" in service.contender.asks else "read"
-    started = time.monotonic()
+    first, started = last, time.monotonic()
     with ThreadPoolExecutor(32) as pool:
         for n in range(int(seconds * 10)):
             time.sleep(max(0, started + n / 10 - time.monotonic()))
@@ -83,46 +74,32 @@ def quiet_hour(service, made, seconds):
             if n % 3 == 0:
                 asked["post"].append(pool.submit(ask, service, "contact", n + 2))
                 # How many periods in a row did it have to wait in?
-                now = made.throttled()
+                now = throttled(folder)
                 periods, waited = now[1] - last[1], now[2] - last[2]
                 row, last = row + waited if 0 < periods <= waited else 0, now
                 longest = max(longest, row)
     found = {"longest_throttled_s": longest * PERIOD_US / 1e6}
     for name, futures in asked.items():
-        ms = sorted(future.result() for future in futures)
-        for q in (50, 95, 99):
-            found[f"{name}_p{q}_ms"] = ms[min(len(ms) - 1, len(ms) * q // 100)]
-    return found
-
-
-def one(contender, url, seconds):
-    with (
-        closing(Group()) as made,
-        serving(contender, 1, url, "", made.command) as service,
-    ):
-        row = {"cold_start_ms": service.wait()}
-        row["first_message_ms"] = ask(service, "contact", 1)
-        before = made.throttled()[0]
-        row |= quiet_hour(service, made, seconds)
-        row["throttled_s"] = made.throttled()[0] - before
-        row["resident_mb"] = service.pss_mb()
-    return row
+        cuts = statistics.quantiles((future.result() for future in futures), n=100)
+        found |= {f"{name}_p{q}_ms": cuts[q - 1] for q in (50, 95, 99)}
+    return found | {"throttled_s": throttled(folder)[0] - first[0]}
 
 
 def cheapest(run):
     """Cold start, first message and a quiet hour in little, under a tenth of a core."""
-    Group().close()  # Unfit where none may be made
-    seconds, samples = 15 * run.seconds, {}
+    with group():  # or none may be made here
+        pass
+    seconds = 15 * run.seconds
+    title = f"0.1 core, 256 MB, {seconds:.0f} s: a post each 300 ms, a hit each 100 ms"
     with mailjet(200) as stand_in:  # mails are sent meanwhile, as they would be
         for _ in range(run.rounds):
             for contender in run.each():
-                with run.trying(contender.name):
-                    for name, value in one(contender, stand_in.url, seconds).items():
-                        found = samples.setdefault(name, {})
-                        found.setdefault(contender.name, []).append(value)
-    table = {
-        name: {who: statistics.median(values) for who, values in found.items()}
-        for name, found in samples.items()
-    }
-    title = f"0.1 core, 256 MB, {seconds:.0f} s: a post each 300 ms, a hit each 100 ms"
-    run.show("cheapest", title, table)
+                with run.trying(contender.name), group() as folders:
+                    joins = [f"echo $$ > {folder}/cgroup.procs" for folder in folders]
+                    join = ("sh", "-c", " && ".join([*joins, 'exec "$@"']), "sh")
+                    with serving(contender, 1, stand_in.url, "", join) as service:
+                        found = {"cold_start_ms": service.wait()}
+                        found["first_message_ms"] = ask(service, "contact", 1)
+                        found |= quiet_hour(service, folders[0], seconds)
+                        found["resident_mb"] = service.pss_mb()
+                    run.keep(title, contender.name, found)

@@ -6,12 +6,14 @@ python -m bench.run [--quick] [--only NAMES] [--rounds N] [--seconds N]
 import argparse
 import json
 import os
+import random
 import re
 import shutil
 import signal
 import statistics
 import sys
 import time
+import timeit
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -30,6 +32,7 @@ from bench.service import (
     FRONTDESK,
     ON_POSTGRES,
     WORK,
+    WRITES,
     Unfit,
     cores,
     load,
@@ -47,13 +50,12 @@ CONNECTIONS = (16, 1)
 class Run:
     """The choices of this run, and what it has found."""
 
-    only: list
+    only: set
     items: list
     rounds: int
     seconds: float
     quick: bool
-    results: dict = field(default_factory=dict)
-    samples: dict = field(default_factory=dict)
+    samples: dict = field(default_factory=dict)  # by table, row and column
     left_out: dict = field(default_factory=dict)
 
     @contextmanager
@@ -76,113 +78,103 @@ class Run:
             if name not in self.left_out:
                 yield contender
 
-    def show(self, section, title, rows):
-        """Print a table: rows by name, of columns by name."""
-        self.results.setdefault(section, {})[title] = rows
-        columns = list(dict.fromkeys(name for row in rows.values() for name in row))
-        print(f"\n{title}\n{'':20}" + "".join(f"{name:>15}" for name in columns))
-        for name, row in rows.items():
-            cells = [row.get(column, "") for column in columns]
-            cells = [c if isinstance(c, str) else f"{c:,.2f}" for c in cells]
-            print(f"{name:20}" + "".join(f"{c:>15}" for c in cells), flush=True)
+    def keep(self, title, name, found, item=""):
+        """Keep somebody's figures, by name, in a row each of a table."""
+        table = self.samples.setdefault(title, {})
+        for figure, value in found.items():
+            row = table.setdefault(f"{item} {figure}".strip(), {})
+            row.setdefault(name, []).append(value)
 
-    def keep(self, place, item, name, found):
-        of_item = self.samples.setdefault(place, {}).setdefault(item, {})
-        of_item.setdefault(name, []).append(found)
+    def report(self):
+        """Print what was kept, and return it by table, row and column.
 
-    def compare(self, section, base, keys=("rps", "p99_us")):
-        """Print base's own figures of what was kept, and its ratio to each other's.
-
-        It is the median of each round's ratio, not the ratio of medians.
+        Cells are medians, with the ratio of Frontdesk (or else of the last column) to
+        this one in brackets: the median of each round's, not the ratio of medians.
         """
-        samples, self.samples = self.samples, {}
-        for place, items in samples.items():
-            names = list(
-                dict.fromkeys(name for found in items.values() for name in found)
-            )
-            first, table = base if base in names else names[0], {}
-            for item, found in items.items():
-                kept = self.results.setdefault(f"{section}, medians", {})
-                kept[f"{place}, {item}"] = {n: medians(f) for n, f in found.items()}
-                if own := found.pop(first, None):
-                    others = {n: ratios(own, each, keys) for n, each in found.items()}
-                    table[item] = medians(own) | others
-            what = f"{place}: {first}, and its ratio to each ({', '.join(keys)})"
-            self.show(section, what, table)
-
-
-def medians(found):
-    return {key: statistics.median(each[key] for each in found) for key in found[0]}
-
-
-def ratios(own, others, keys):
-    pairs = [(a, b) for a, b in zip(own, others, strict=False) if all(map(b.get, keys))]
-    each = [statistics.median(a[k] / b[k] for a, b in pairs) for k in keys if pairs]
-    return " ".join(f"{ratio:.2f}" for ratio in each)
+        tables, self.samples = self.samples, {}
+        for title, table in tables.items():
+            names = list(dict.fromkeys(name for row in table.values() for name in row))
+            base = "frontdesk" if "frontdesk" in names else names[-1]
+            print(f"\n{title}\n{'':22}" + "".join(f"{name:>19}" for name in names))
+            for figure, row in table.items():
+                cells = []
+                for name in names:
+                    values, text = row.get(name, []), ""
+                    pairs = zip(row.get(base, []), values, strict=False)
+                    ratios = [own / value for own, value in pairs if value]
+                    if values:
+                        text = f"{statistics.median(values):,.2f}"
+                    if ratios and name != base:
+                        text += f" ({statistics.median(ratios):.2f})"
+                    cells.append(f"{text:>19}")
+                print(f"{figure:22}" + "".join(cells), flush=True)
+        return tables
 
 
 # --- side by side ----------------------------------------------------------------
 
 
-def side_by_side(run, section, place, contenders, items, start):
+def side_by_side(run, place, contenders, items, start):
     """Load contenders in turn, so that neighbours were measured seconds apart.
 
     start(contender, number) returns the services of one, to be entered.
     """
-    for number, workers in product(range(run.rounds), (1, 2)):
+    for _, number in product(range(run.rounds), (1, 2)):
         with ExitStack() as stack:
             up = []
             for contender in run.each(contenders):
-                services = [stack.enter_context(s) for s in start(contender, workers)]
                 with run.trying(contender.name):
+                    started = start(contender, number)
+                    services = [stack.enter_context(service) for service in started]
                     for service in services:
                         service.wait()
                     check(services[0])
                     for item in contender.asks:
-                        load(services, item, 16, min(1, run.seconds))  # warm up
+                        load(services, item, 16, 1)  # warm up
                     up.append(services)
-            middle = number % len(up) if up else 0
-            up = up[middle:] + up[:middle]
+            random.shuffle(up)
             for item, many, services in product(items, CONNECTIONS, up):
                 contender = services[0].contender
                 if item in contender.asks and contender.name not in run.left_out:
                     with run.trying(contender.name):
                         found = load(services, item, many, run.seconds)
-                        where = f"{workers} {place}, {many} connections"
-                        run.keep(where, item, contender.name, found)
-    run.compare(section, "frontdesk")
+                        title = f"{number} {place}, {many} connections"
+                        run.keep(title, contender.name, found, item)
 
 
 def throughput(run):
     """Each kind of work, with 1 and 2 workers, 16 connections and 1."""
     with mailjet(401) as stand_in:  # the outbox rests: its rows are written, not sent
-        side_by_side(
-            *(run, "throughput", "workers", ALL, run.items),
-            lambda contender, workers: [serving(contender, workers, stand_in.url)],
-        )
+
+        def start(contender, workers):
+            return [serving(contender, workers, stand_in.url)]
+
+        side_by_side(run, "workers", ALL, run.items, start)
 
 
 def on_postgres(run):
     """Writes with 1 and 2 servers on one Postgres, beside a floor with psycopg."""
-    items = [i for i in run.items if i in ("contact", "signup", "hit")]
     with mailjet(401) as stand_in, postgres() as cluster:
 
         def start(contender, servers):
             one = partial(serving, contender, 1, stand_in.url, cluster.blank_url())
             return [one() for _ in range(servers)]
 
-        side_by_side(run, "postgres", "servers", ON_POSTGRES, items, start)
+        items = [item for item in run.items if item in WRITES]
+        side_by_side(run, "servers", ON_POSTGRES, items, start)
 
 
 def outbox(run):
-    """What delivering adds to contact posts: paused, sending, and with no answer."""
-    sending = replace(FRONTDESK, writes={"contact": ("message", "receipt")})
-    for _, mode in product(range(run.rounds), ("paused", "sending", "unreachable")):
+    """What delivering adds to contact posts: with no answer, sending, and paused."""
+    for _, mode in product(range(run.rounds), ("unreachable", "sending", "paused")):
         with mailjet(401 if mode == "paused" else 200) as stand_in:
-            contender = sending if mode == "sending" else FRONTDESK
-            nobody = f"http://localhost:{free_port()}/"
-            given = nobody if mode == "unreachable" else stand_in.url
-            with serving(contender, 1, given) as service:
+            contender, url = FRONTDESK, stand_in.url
+            if mode == "unreachable":
+                url = f"http://localhost:{free_port()}/"
+            if mode == "sending":  # a delivery's row goes when its mail has gone
+                writes = {"contact": ("message", "receipt")}
+                contender = replace(FRONTDESK, writes=writes)
+            with serving(contender, 1, url) as service:
                 service.wait()
                 load([service], "contact", 16, 1)
                 for number in CONNECTIONS:
@@ -191,107 +183,87 @@ def outbox(run):
                     found["mails"] = len(stand_in.mails) - sent
                     if mode == "sending" and not found["mails"]:
                         raise Unfit(f"no mail came, see {service.log}")
-                    run.keep(f"{number} connections", "contact", mode, found)
-    run.compare("outbox", "paused")
+                    run.keep(f"Contact, {number} connections", mode, found)
 
 
 # --- one by one ------------------------------------------------------------------
 
+NOT_COUNTED = re.compile(r"/site-packages/pip|/__pycache__/")
+PACKAGE = re.compile(
+    r"\.dist-info/METADATA$|/node_modules/(@[^/]+/)?[^/]+/package.json$"
+)
+
 
 def size(run):
     """What is installed: packages and megabytes, without pip."""
-    table = {}
     for contender in run.each():
-        site = next(contender.folder.glob("lib/python*/site-packages"), None)
-        if site:
-            parts = [p for p in site.iterdir() if not p.name.startswith("pip")]
-            count = sum(p.suffix == ".dist-info" for p in parts)
-        else:
-            parts = [contender.folder / "node_modules"]
-            found = [parts[0].glob(f"{p}/package.json") for p in ("[!.@]*", "@*/*")]
-            count = sum(len(list(f)) for f in found)
-        files = [f for p in parts for f in (p.rglob("*") if p.is_dir() else [p])]
-        files = [f for f in files if f.is_file() and "__pycache__" not in f.parts]
+        python = contender.folder.glob("lib/python*/site-packages")
+        folder = next(python, contender.folder / "node_modules")
+        files = [f for f in folder.rglob("*") if f.is_file()]
+        files = [f for f in files if not NOT_COUNTED.search(str(f))]
+        packages = sum(bool(PACKAGE.search(str(f))) for f in files)
         mb = sum(f.stat().st_size for f in files) / 1e6
-        table[contender.name] = {"packages": count, "MB": mb}
-    run.show("size", "Installed", table)
+        run.keep("Installed", contender.name, {"packages": packages, "MB": mb})
 
 
 def start(run):
-    """From spawn to the first 200, on an existing database and on none."""
-    samples = {}
-    old = str(WORK / "existing.db")
+    """From spawn to the first 200, on no database and on an existing one."""
+    starts = [(contender.name, contender, "") for contender in run.each((BARE, *ALL))]
+    starts.append(("existing", FRONTDESK, str(WORK / "existing.db")))
+    title = "Cold start: spawn to first 200 (existing: Frontdesk's database)"
     with mailjet(401) as stand_in:
-        url = stand_in.url
-        for _ in range(3 if run.quick else 10):
-            for contender in run.each((BARE, *ALL)):
-                with serving(contender, 1, url) as service:
-                    samples.setdefault(contender.name, []).append(service.wait())
-                if contender.ours:
-                    with serving(contender, 1, url, old) as service:
-                        samples.setdefault("existing", []).append(service.wait())
-    ms = {name: statistics.median(found) for name, found in samples.items()}
-    table = {n: {"ms": v, "to bare Falcon": v / ms[BARE.name]} for n, v in ms.items()}
-    run.show("start", "Cold start: spawn to first 200 (existing: frontdesk's)", table)
+        for _, start in product(range(3 if run.quick else 10), starts):
+            name, contender, database = start
+            with serving(contender, 1, stand_in.url, database) as service:
+                run.keep(title, name, {"ms": service.wait()})
 
 
 def memory(run):
     """PSS of all processes: idle, after mails and pages, after many varied requests."""
-    table, bare = {}, 0
     total, seconds = (1_000, 1) if run.quick else (200_000, 5)
     with mailjet(200) as stand_in:
         for contender in run.each((BARE, *ALL)):
             with serving(contender, 1, stand_in.url, TRUSTED_HOPS="1") as service:
                 service.wait()
                 time.sleep(1)
-                idle = used = loaded = service.pss_mb()
-                bare, made = bare or idle, 0
-                if contender.ours:
-                    used = mails_and_pages(service, stand_in)
+                found, made = {"idle": service.pss_mb()}, 0
+                if contender.asks:
+                    check(service)
+                if contender.ours:  # which sends mails and has pages
+                    for path in ("/thanks", "/", "/nothing", "/hits.svg?page=/about"):
+                        service.request(path, Accept="text/html")
+                    stand_in.wait_for_mails(2)
+                time.sleep(1)
+                found["after mails, pages"] = service.pss_mb()
                 while contender.asks and made < total:
-                    found = load([service], "", 16, seconds, varied(contender))
-                    made += int(found["rps"] * seconds) + 1
-                if made:
-                    time.sleep(1)
-                    loaded = service.pss_mb()
-            row = {"idle": idle, "to bare Falcon": idle / bare, "mails, pages": used}
-            row |= {"to bare": used / bare, "requests": made, "after them": loaded}
-            table[contender.name] = row | {"growth": loaded / used}
-    run.show("memory", "PSS with 1 worker, MB", table)
+                    answered = load([service], "", 16, seconds, varied(contender))
+                    made += int(answered["rps"] * seconds) + 1
+                time.sleep(1)
+                found |= {"after requests": service.pss_mb(), "requests": made}
+            run.keep("PSS with 1 worker, MB", contender.name, found)
+
+
+NUMBER = "{under 1000000}"
+ANYBODY = {
+    "X-Forwarded-For": "{client 16000000}",
+    "User-Agent": f"Mozilla/5.0 (X11; rv:{NUMBER}.0) Firefox/{NUMBER}.0",
+    "Accept-Language": "{words 1}-{under 1000},en;q=0.{under 10}",
+    "Referer": "https://site.example/{words 1}/{words 1}" + NUMBER,
+}
+STRANGER = ANYBODY | {
+    "Origin": "https://{words 1}" + NUMBER,
+    "Accept": "text/html,*/*;q=0." + NUMBER,
+}
 
 
 def varied(contender):
     """Return requests with all different that a server might keep: some are refused."""
-    number, found = "{under 1000000}", []
-    for ask, alike in product(contender.asks.values(), (True, True, True, False)):
-        headers = {
-            "X-Forwarded-For": "{client 16000000}",
-            "User-Agent": f"Mozilla/5.0 (X11; rv:{number}.0) Firefox/{number}.0",
-            "Accept-Language": "{words 1}-{under 1000},en;q=0.{under 10}",
-            "Referer": "https://site.example/{words 1}/{words 1}" + number,
-        }
-        if not alike:
-            headers["Origin"] = "https://{words 1}" + number
-            headers["Accept"] = "text/html,*/*;q=0." + number
-        text = written_out(*ask, headers).replace(
-            "/pages/{mod 30}", "/varied/" + number
-        )
+    found = []
+    for ask, headers in product(contender.asks.values(), [ANYBODY] * 3 + [STRANGER]):
+        text = written_out(*ask, headers)
+        text = text.replace("/pages/{mod 30}", "/varied/" + NUMBER)
         found.append(text.replace("svg?", "svg?label={words 1}{under 10000}&"))
     return found
-
-
-def mails_and_pages(service, stand_in):
-    """Let Frontdesk send mails and show pages; return what it takes then."""
-    service.request(
-        "/contact", {"email": "a@example.com", "message": "Hello from here"}
-    )
-    service.request("/newsletter", {"email": "a@example.com"})
-    service.request("/hits", {"page": "/about"})
-    for path in ("/thanks", "/", "/nothing", "/hits.svg?page=/about&count=false"):
-        service.request(path, Accept="text/html")
-    stand_in.wait_for_mails(2)
-    time.sleep(0.5)
-    return service.pss_mb()
 
 
 SECTIONS = {
@@ -305,29 +277,27 @@ SECTIONS = {
     "postgres": on_postgres,
     "cheapest": cheapest.cheapest,
 }
-NEED_FRONTDESK = ("growth", "year", "outbox")
 
 # --- the whole -------------------------------------------------------------------
 
 
 def machine():
     """Describe where this ran, and what a sync costs here."""
-    taken = []
     with (WORK / "sync").open("wb", buffering=0) as file:
-        for _ in range(200):
+
+        def write():
             file.write(b"x" * 4096)
-            started = time.perf_counter()
             os.fdatasync(file.fileno())
-            taken.append((time.perf_counter() - started) * 1e6)
+
+        sync_us = statistics.median(timeit.repeat(write, number=1, repeat=200)) * 1e6
     model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     found = {"cpu": model and model[1], "cores": len(cores), "python": sys.version}
-    load_before = os.getloadavg()[0]
-    return found | {"sync_us": statistics.median(taken), "load_before": load_before}
+    return found | {"sync_us": sync_us, "load_before": os.getloadavg()[0]}
 
 
 def main():
-    contenders = [contender.name for contender in ALL]
-    names = [*SECTIONS, *contenders, *ASKS]
+    contenders = {contender.name for contender in ALL}
+    names = [*SECTIONS, *sorted(contenders), *ASKS]
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small, in minutes")
     parser.add_argument("--only", default="", help="some of: " + ", ".join(names))
@@ -342,7 +312,7 @@ def main():
         if shutil.which(tool) is None:
             parser.error(f"{tool} is missing")
     run = Run(
-        only=[name for name in contenders if name in only] or contenders,
+        only=(only & contenders or contenders) | {"frontdesk"},
         items=[item for item in ASKS if item in only] or list(ASKS),
         rounds=chosen.rounds or (1 if chosen.quick else 5),
         seconds=chosen.seconds or (1 if chosen.quick else 4),
@@ -351,16 +321,13 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # servers end with us
     WORK.mkdir(parents=True)
     list(run.each())  # installs
-    run.results["machine"] = machine()
-    print(json.dumps(run.results["machine"]))
+    results = {"machine": machine(), "left_out": run.left_out}
+    print(json.dumps(results["machine"]))
     for name in [name for name in SECTIONS if name in only] or SECTIONS:
-        run.samples = {}
         with run.trying(name):
-            if name in NEED_FRONTDESK and FRONTDESK not in run.each():
-                raise Unfit("Frontdesk does not take part")
             SECTIONS[name](run)
-        run.results["left_out"] = run.left_out
-        chosen.output.write_text(json.dumps(run.results, indent=1) + "\n")
+        results[name] = run.report()
+        chosen.output.write_text(json.dumps(results, indent=1) + "\n")
     if not run.left_out:
         shutil.rmtree(WORK)
 
