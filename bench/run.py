@@ -15,7 +15,7 @@ import sys
 import time
 import timeit
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -173,7 +173,7 @@ def outbox(run):
                 url = f"http://localhost:{free_port()}/"
             if mode == "sending":  # a delivery's row goes when its mail has gone
                 writes = {"contact": ("message", "receipt")}
-                contender = replace(FRONTDESK, writes=writes)
+                contender = FRONTDESK._replace(writes=writes)
             with serving(contender, 1, url) as service:
                 service.wait()
                 load([service], "contact", 16, 1)

@@ -17,6 +17,7 @@ import time
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import psycopg
 
@@ -77,36 +78,41 @@ HEADERS = {
 }
 
 
-def written_out(path, form=None, headers=None):
+def composed(path, form=None, headers=(), method=""):
+    """Return a request's method, path, body and headers."""
+    named = {name: value for name, value in (HEADERS | dict(headers)).items() if value}
+    method = method or ("GET" if form is None else "POST")
+    return method, path, "" if form is None else json.dumps(form), named
+
+
+def written_out(*request):
     """Return a request as load.lua takes it: without its length."""
-    lines = [f"{'GET' if form is None else 'POST'} {path} HTTP/1.1"]
-    lines += [f"{k}: {v}" for k, v in (HEADERS | (headers or {})).items() if v]
-    body = "" if form is None else json.dumps(form)
+    method, path, body, headers = composed(*request)
+    lines = [f"{method} {path} HTTP/1.1", *(f"{k}: {v}" for k, v in headers.items())]
     return "\n".join(lines) + "\n\n" + body
 
 
 # --- contenders ------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Contender:
+class Contender(NamedTuple):
     """A service to measure: its command, the packages it needs, and its work."""
 
     name: str
-    command: str  # with {port} and {workers}
-    packages: str  # pinned; or the requirements.txt that pins them
-    asks: dict = None
-    writes: dict = None
+    command: str  # with {port}; the number of workers is in WEB_CONCURRENCY
+    packages: str  # pinned, or a file of them
+    asks: dict = ASKS
+    writes: dict = WRITES
     health: str = "/health"
 
     @property
     def ours(self):
-        return self.packages.endswith(".txt")
+        return self.name == "frontdesk"
 
     @property
     def folder(self):
         """Where its packages are, named after them."""
-        text = (ROOT / self.packages).read_text() if self.ours else self.packages
+        text = REQUIREMENTS.read_text() if self.ours else self.packages
         mark = hashlib.sha256(text.encode()).hexdigest()[:12]
         return BENCH / ".venvs" / f"{self.name}-{mark}"
 
@@ -117,22 +123,14 @@ class Contender:
             return
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        wanted = ["-r", self.packages] if self.ours else self.packages.split()
-        commands = [
-            [sys.executable, "-m", "venv", folder],
-            [folder / "bin" / "pip", "install", "--quiet", *wanted],
-        ]
+        command = f'"{sys.executable}" -m venv . && bin/pip install --quiet'
         if self.command.startswith("node"):
-            commands = [["npm", "install", "--prefix", folder, "--no-audit", *wanted]]
+            command = "npm install --prefix . --no-audit"
+        command += f" {self.packages} && touch installed"
         with log.open("wb") as out:
-            for command in commands:
-                try:
-                    subprocess.run(
-                        command, cwd=ROOT, stdout=out, stderr=out, check=True
-                    )
-                except (OSError, subprocess.CalledProcessError) as error:
-                    raise Unfit(f"it cannot be installed, see {log}") from error
-        (folder / "installed").touch()
+            where = {"cwd": folder, "stdout": out, "stderr": out}
+            if subprocess.run(command, shell=True, **where).returncode:
+                raise Unfit(f"it cannot be installed, see {log}")
 
 
 SERVER = "gunicorn==27.0.1"
@@ -142,39 +140,33 @@ ORM = "SQLAlchemy==2.1.9"
 ON_SQLITE = "better-sqlite3@12.11.1"
 EXPRESS = f"express@5.3.0 {ON_SQLITE} cors@2.8.6 express-rate-limit@8.7.4"
 FASTIFY = f"fastify@5.12.8 {ON_SQLITE} @fastify/cors@11.4.3 @fastify/rate-limit@11.2.0"
+FASTAPI = f"fastapi==0.165.0 slowapi==0.1.10 {ORM} uvicorn[standard]==0.54.0"
 GUNICORN = (
     "gunicorn --worker-class gthread --threads 8 --keep-alive 100 "
     f"--no-control-socket --worker-tmp-dir {MEMORY or '/tmp'} "
-    "--bind 127.0.0.1:{port} --workers {workers} "
+    "--bind 127.0.0.1:{port} "
 )
 UVICORN = (
-    "uvicorn fastapi_stack:app --port {port} --workers {workers} --no-access-log "
-    "--log-level warning --timeout-keep-alive 100"
+    "uvicorn fastapi_stack:app --port {port} --no-access-log --log-level warning "
+    "--timeout-keep-alive 100"
 )
 PROCFILE = (ROOT / "Procfile").read_text().partition("web:")[2].strip()
-SAME = (ASKS, WRITES)
 ISSO = (ISSO_ASKS, {"contact": ("comments",)}, "/info")
-FRONTDESK = Contender("frontdesk", PROCFILE, "requirements.txt", *SAME)
+REQUIREMENTS = ROOT / "requirements.txt"
+FRONTDESK = Contender("frontdesk", PROCFILE, f'-r "{REQUIREMENTS}"')
 ALL = (
     FRONTDESK,
-    Contender("floor", GUNICORN + "floor:app", SERVER, *SAME),
-    Contender("falcon-peewee", GUNICORN + "falcon_peewee:app", FALCON, *SAME),
-    Contender("flask", GUNICORN + "flask_stack:app", f"{FLASK} {ORM} {SERVER}", *SAME),
-    Contender(
-        *("fastapi", UVICORN),
-        f"fastapi==0.165.0 slowapi==0.1.10 {ORM} uvicorn[standard]==0.54.0",
-        *SAME,
-    ),
-    Contender("express", "node express.js", EXPRESS, *SAME),
-    Contender("fastify", "node fastify.js", FASTIFY, *SAME),
+    Contender("floor", GUNICORN + "floor:app", SERVER),
+    Contender("falcon-peewee", GUNICORN + "falcon_peewee:app", FALCON),
+    Contender("flask", GUNICORN + "flask_stack:app", f"{FLASK} {ORM} {SERVER}"),
+    Contender("fastapi", UVICORN, FASTAPI),
+    Contender("express", "node express.js", EXPRESS),
+    Contender("fastify", "node fastify.js", FASTIFY),
     Contender("isso", GUNICORN + "isso.run --preload", f"isso==0.14.0 {SERVER}", *ISSO),
 )
 BARE = Contender("bare-falcon", GUNICORN + "bare_falcon:app", FALCON, {}, {})
 PSYCOPG = f"psycopg[binary]==3.3.9 {SERVER}"
-ON_POSTGRES = (
-    FRONTDESK,
-    Contender("floor-postgres", GUNICORN + "floor:app", PSYCOPG, *SAME),
-)
+ON_POSTGRES = (FRONTDESK, Contender("floor-postgres", GUNICORN + "floor:app", PSYCOPG))
 
 # --- a running service -----------------------------------------------------------
 
@@ -191,13 +183,9 @@ class Service:
 
     def request(self, path, form=None, method="", **headers):
         """Make one request on its own connection; return (status, headers, body)."""
-        named = HEADERS | {"User-Agent": "Mozilla/5.0 Firefox/128.0"} | headers
-        named = {name: value for name, value in named.items() if value}
-        body = None if form is None else json.dumps(form)
-        method = method or ("GET" if form is None else "POST")
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
         with closing(connection):
-            connection.request(method, path, body, named)
+            connection.request(*composed(path, form, headers, method))
             answer = connection.getresponse()
             found = {k.lower(): v for k, v in answer.getheaders()}
             return answer.status, found, answer.read()
@@ -249,7 +237,6 @@ def connected(database):
     return closing(sqlite3.connect(database, timeout=10, isolation_level=None))
 
 
-# What Frontdesk reads, then what the others do.
 SETTINGS = {
     "ALLOWED_ORIGINS": ORIGIN,
     "ADMIN_TOKEN": TOKEN,
@@ -262,7 +249,6 @@ SETTINGS = {
     "MJ_APIKEY_PRIVATE": "private",
     "MAIL_FROM": "Site <site@site.example>",
     "MAIL_TO": "owner@site.example",
-    "ORIGIN": ORIGIN,
     "NODE_ENV": "production",
 }
 # Isso's guard counts a client's comments of the last minute one by one: off.
@@ -288,18 +274,15 @@ def serving(contender, workers=1, mailjet="", database="", before=(), **settings
         make_schema(database)
     settings |= SETTINGS | {
         "PATH": f"{contender.folder / 'bin'}:{os.environ['PATH']}",
-        "HOME": os.environ.get("HOME", "/"),
         "PORT": str(port),
         "DATABASE_URL": database if "://" in database else f"sqlite:///{database}",
         "MAILJET_API_URL": mailjet,
         "WEB_CONCURRENCY": str(workers),
-        "DATABASE": database,
         "LIMITS": str(LimitsFile(Path(database)).path),
-        "WORKERS": str(workers),
         "NODE_PATH": str(contender.folder / "node_modules"),
         "ISSO_SETTINGS": str(folder / "isso.cfg"),
     }
-    command = contender.command.format(port=port, workers=workers).split()
+    command = contender.command.format(port=port).split()
     with log.open("wb") as out:
         process = subprocess.Popen(
             (*before, "taskset", "-c", str(SERVER_CORE), *command),

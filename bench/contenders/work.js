@@ -8,7 +8,8 @@ const fs = require("node:fs");
 const path = require("node:path");
 const Database = require("better-sqlite3");
 
-const { DATABASE, ORIGIN, WORKERS } = process.env;
+const { ALLOWED_ORIGINS: ORIGIN, WEB_CONCURRENCY: WORKERS } = process.env;
+const DATABASE = process.env.DATABASE_URL.replace("sqlite:///", "");
 const CRAWLERS = /bot\b|crawl|spider|slurp|monitor|uptime|lighthouse/i;
 const EMAIL = /^[^@\s]{1,64}@[^@\s]+\.[^@\s]+$/;
 const FIELDS = { name: 200, email: 254, subject: 200, message: 10000 };
@@ -20,7 +21,7 @@ exports.ORIGIN = ORIGIN;
 exports.EXPOSED = "Retry-After, RateLimit, RateLimit-Policy, X-Request-ID";
 exports.QUOTA = 999999;
 
-// Run start() in each of WORKERS processes.
+// Run start() in each of WEB_CONCURRENCY processes.
 exports.serve = (start) => {
   if (WORKERS > 1 && cluster.isPrimary)
     for (let n = 0; n < WORKERS; n++) cluster.fork();

@@ -16,8 +16,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
 
-DATABASE = os.environ["DATABASE"]
-ORIGIN = os.environ["ORIGIN"]
+DATABASE = os.environ["DATABASE_URL"].removeprefix("sqlite:///")
+ORIGIN = os.environ["ALLOWED_ORIGINS"]
 QUOTA = 999_999
 MAILS_PER_DAY = 1_000_000
 DUPLICATE_SECONDS = 600
