@@ -4,9 +4,8 @@ A server makes the schema and one row of each kind; the rows are copied with oth
 so that columns that this file does not know keep sensible values.
 """
 
-import sqlite3
 import time
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -19,6 +18,7 @@ from bench.service import (
     OWNER,
     WORK,
     Unfit,
+    connected,
     load,
     mailjet,
     serving,
@@ -44,24 +44,22 @@ def copy(con, table, rows, **columns):
     con.execute("DROP TABLE first")
 
 
+def pages_of(rows):
+    """Return among how many pages hits are spread: up to the 10,000 of MAX_PAGES."""
+    return min(10_000, max(10, rows // 100))
+
+
 def fill_hits(con, rows, pages=0):
-    """Fill up to the 10,000 pages of MAX_PAGES with days."""
     pages = pages or pages_of(rows)
     days = rows // pages
     con.execute("DELETE FROM page WHERE page = '/(other)'")  # not the one to copy
-    page = "'/pages/' || i"
-    copy(con, "page", pages, page=page, hits=days * 10, visitors=days * 7)
+    sums = {"hits": days * 10, "visitors": days * 7}
+    copy(con, "page", pages, page="'/pages/' || i", **sums)
     con.execute("INSERT INTO page (page, hits, visitors) VALUES ('/(other)', 0, 0)")
     con.execute("UPDATE tally SET n = ? WHERE name = 'pages'", (pages,))
-    page, day = (
-        f"'/pages/' || (i / {days})",
-        f"date('now', '-' || (i % {days}) || ' days')",
-    )
+    page = f"'/pages/' || (i / {days})"
+    day = f"date('now', '-' || (i % {days}) || ' days')"
     copy(con, "hit", pages * days, page=page, day=day, hits=10, visitors=7)
-
-
-def pages_of(rows):
-    return min(10_000, max(10, rows // 100))
 
 
 def fill_messages(con, rows, span=30 * 86_400, letters=200):
@@ -81,18 +79,10 @@ def fill_messages(con, rows, span=30 * 86_400, letters=200):
     copy(con, "receipt", min(rows, 10_000), key=RANDOM, expires_at=now + 600)
 
 
-def fill_same_text(con, rows):
-    fill_messages(con, rows, span=80_000, letters=0)
-
-
 def fill_deliveries(con, rows):
     """Fill a queue that waits, as after a day of trouble at Mailjet."""
     due = f"{time.time() + 3600} + i"
     copy(con, "delivery", rows, id="NULL", due_at=due, attempts=3, ref="''")
-
-
-def fill_clients(con, rows):
-    """Nothing in the database: know() makes the clients."""
 
 
 def fill_year(con, days):
@@ -108,19 +98,19 @@ def know(service, clients):
     """Make the limits know clients, spread as a flood's would be."""
     service.request("/hits", {"page": "/known"}, **{"X-Forwarded-For": NETWORK})
     address = "'10.' || (i >> 16) || '.' || (i >> 8 & 255) || '.' || (i & 255)"
-    insert = f"INSERT OR REPLACE INTO bucket SELECT replace(?, ?, {address}), ? FROM n"
+    insert = (
+        f"INSERT OR REPLACE INTO bucket SELECT replace(key, '{NETWORK}', {address}), ? "
+        f"FROM bucket CROSS JOIN n WHERE key LIKE '% {NETWORK} %'"
+    )
     until = int((time.time() + 50) * 1e6)
-    file = LimitsFile(Path(service.database)).path
-    with closing(sqlite3.connect(file, timeout=10)) as con, con:
-        like = ("SELECT key FROM bucket WHERE key LIKE ?", (f"% {NETWORK} %",))
-        for (key,) in con.execute(*like).fetchall():
-            con.execute(COUNT + insert, (clients - 1, key, NETWORK, until))
+    with connected(str(LimitsFile(Path(service.database)).path)) as con:
+        con.execute(COUNT + insert, (clients - 1, until))
 
 
 @contextmanager
-def filled(kind, rows, stand_in):
+def filled(fill, rows, stand_in):
     """Run Frontdesk on a database with so many rows of a kind."""
-    path = WORK / f"growth-{kind}-{rows}.db"
+    path = WORK / f"growth-{rows}.db"
     serve = partial(serving, FRONTDESK, 1, stand_in.url, str(path))
     with serve() as service:
         service.wait()
@@ -129,16 +119,15 @@ def filled(kind, rows, stand_in):
         service.request("/contact", form | more)
         service.request("/newsletter", form)
         service.request("/hits", {"page": "/pages/first"})
-    with closing(sqlite3.connect(path)) as con:
+    with connected(str(path)) as con:
         con.execute("PRAGMA synchronous = off")
         con.execute("PRAGMA cache_size = -500000")
-        with con:
-            globals()[f"fill_{kind}"](con, rows)
+        con.execute("BEGIN")
+        fill(con, rows)
+        con.execute("COMMIT")
         con.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     try:
-        with serving(
-            FRONTDESK, 1, stand_in.url, str(path), TRUSTED_HOPS="1"
-        ) as service:
+        with serve(TRUSTED_HOPS="1") as service:
             service.wait()
             yield service
     finally:
@@ -154,21 +143,19 @@ CASES = ASKS | {
     "health": ("/health",),
     "health-owner": ("/health", None, AS_OWNER),
     "desk": ("/desk", None, AS_OWNER),
-    "site-read": ("/hits?page=*",),
-    "site-badge": ("/hits.svg?count=false&page=*",),
-    "site-chart": ("/hits/chart.svg?page=*", None, ANYBODY),
+    "sum": ("/hits?page=*",),
+    "sum-badge": ("/hits.svg?count=false&page=*",),
+    "chart": ("/hits/chart.svg?page=*", None, ANYBODY),
     "same_text": ("/contact", ADA | {"message": CAMPAIGN}),
     "limit": ("/hits", {"page": "/known"}, {"X-Forwarded-For": "{client ROWS}"}),
 }
+# Of what there is more: how it is filled in, how many rows, and what is asked then.
 PLANS = {
-    "hits": (
-        (1_000, 100_000, 10_000_000),
-        "hit badge read health desk site-read site-badge site-chart",
-    ),
-    "messages": ((1_000, 1_000_000), "contact health health-owner desk event"),
-    "same_text": ((1_000, 100_000), "same_text"),
-    "deliveries": ((1_000, 100_000), "contact health health-owner desk"),
-    "clients": ((10, 200_000), "limit"),
+    "hits": (fill_hits, 10_000_000, "hit badge read sum sum-badge chart health desk"),
+    "messages": (fill_messages, 1_000_000, "contact health health-owner desk event"),
+    "same_text": (partial(fill_messages, span=80_000, letters=0), 100_000, "same_text"),
+    "deliveries": (fill_deliveries, 100_000, "contact health health-owner desk"),
+    "clients": (lambda con, rows: None, 200_000, "limit"),  # know() makes them
 }
 
 
@@ -180,15 +167,14 @@ def requests(service, case, rows, stand_in):
     stand_in.callbacks.rows.clear()  # another service's address would be left alone
     service.request("/doctor", {}, **OWNER)  # registers the address for events
     path = urlsplit(stand_in.callbacks.url("sent")).path
-    with closing(sqlite3.connect(service.database, timeout=10)) as con:
+    with connected(service.database) as con:
         ids = con.execute("SELECT id FROM message ORDER BY random() LIMIT 200")
         about = {"event": "sent", "time": int(time.time()), "email": "a@b.example"}
         return [written_out(path, [about | {"CustomID": i}]) for (i,) in ids]
 
 
-def time_case(run, kind, case, servers, stand_in):
+def time_case(run, title, case, servers, stand_in):
     """Time a case on each server in turn; Unfit when one answers with an error."""
-    taken = []
     for number, (rows, service) in product(range(-1, run.rounds), servers.items()):
         if case == "limit":
             know(service, rows)
@@ -199,26 +185,25 @@ def time_case(run, kind, case, servers, stand_in):
         if found["errors"] and case != "same_text":
             raise Unfit(f"{found['errors']} errors with {rows:,} rows")
         if number >= 0:
-            taken.append((f"{rows:,}", found))
-    for rows, found in taken:
-        run.keep(f"Growth of {kind}", rows, found, case)
+            run.keep(title, f"{rows:,}", found, case)
 
 
 def growth(run):
     """Time each case on small and large databases, on one connection."""
-    for kind, (sizes, cases) in PLANS.items():
-        sizes = (sizes[0], 20_000) if run.quick else sizes
+    for kind, (fill, most, cases) in PLANS.items():
         with mailjet(401) as stand_in, ExitStack() as stack:
-            servers = {r: stack.enter_context(filled(kind, r, stand_in)) for r in sizes}
+            servers = {}
+            for rows in (1_000, 20_000 if run.quick else most):
+                servers[rows] = stack.enter_context(filled(fill, rows, stand_in))
             for case in cases.split():
                 with run.trying(f"{kind}, {case}"):
-                    time_case(run, kind, case, servers, stand_in)
+                    time_case(run, f"Growth of {kind}", case, servers, stand_in)
 
 
 def year(run):
     """How large a year of a busy small site makes the database, and a backup of it."""
     days = 30 if run.quick else 365
-    with mailjet(401) as stand_in, filled("year", days, stand_in) as service:
+    with mailjet(401) as stand_in, filled(fill_year, days, stand_in) as service:
         size = Path(service.database).stat().st_size / 1e6
         status, _, backup = service.request("/export/backup.sqlite3", **OWNER)
     row = {"MB": size, "backup, MB": len(backup) / 1e6, "answered": status}
