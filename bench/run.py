@@ -37,10 +37,10 @@ from bench.service import (
     cores,
     load,
     mailjet,
-    postgres,
     serving,
     written_out,
 )
+from tests.support.databases import running_postgres
 from tests.support.ports import free_port
 
 CONNECTIONS = (16, 1)
@@ -154,7 +154,9 @@ def throughput(run):
 
 def on_postgres(run):
     """Writes with 1 and 2 servers on one Postgres, beside a floor with psycopg."""
-    with mailjet(401) as stand_in, postgres() as cluster:
+    folder = WORK / "postgres"
+    folder.mkdir()
+    with mailjet(401) as stand_in, running_postgres(folder, fsync="on") as cluster:
 
         def start(contender, servers):
             one = partial(serving, contender, 1, stand_in.url, cluster.blank_url())

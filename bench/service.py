@@ -22,7 +22,7 @@ from typing import NamedTuple
 import psycopg
 
 from frontdesk.limits import LimitsFile
-from tests.support.databases import MEMORY, Postgres, delete_limits
+from tests.support.databases import MEMORY, delete_limits
 from tests.support.mailjet import Answer, StandIn, success
 from tests.support.ports import free_port
 
@@ -371,17 +371,3 @@ def mailjet(status):
     with stand_in:
         os.sched_setaffinity(0, cores)
         yield stand_in
-
-
-@contextmanager
-def postgres():
-    """Run the tests' Postgres, but synced."""
-    folder = WORK / "postgres"
-    folder.mkdir()
-    cluster = Postgres(folder)
-    cluster.start(fsync="on")
-    try:
-        yield cluster
-    finally:
-        cluster.stop()
-        shutil.rmtree(folder)

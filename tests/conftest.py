@@ -15,7 +15,13 @@ import pytest
 
 from api import create_app
 from frontdesk.settings import Address, Settings
-from tests.support.databases import MEMORY, Postgres, delete_limits, migrate
+from tests.support.databases import (
+    MEMORY,
+    Postgres,
+    delete_limits,
+    migrate,
+    running_postgres,
+)
 from tests.support.desk import TOKEN, Clock, Desk, Mailbox
 from tests.support.mailjet import StandIn
 from tests.support.server import Server, serving
@@ -104,11 +110,8 @@ def desk(make_desk: Callable[..., Desk]) -> Desk:
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
     folder = Path(tempfile.mkdtemp(prefix="frontdesk-postgres-"))
-    cluster = Postgres(folder)
-    cluster.start()
-    yield cluster
-    cluster.stop()
-    shutil.rmtree(folder)
+    with running_postgres(folder) as cluster:
+        yield cluster
 
 
 @pytest.fixture

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,18 @@ def delete_limits(path: Path) -> None:
     limits = LimitsFile(path).path
     for part in limits.parent.glob(f"{limits.name}*"):
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def running_postgres(folder: Path, fsync: str = "off") -> Iterator[Postgres]:
+    """Run a cluster in an empty folder, and delete it."""
+    cluster = Postgres(folder)
+    cluster.start(fsync)
+    try:
+        yield cluster
+    finally:
+        cluster.stop()
+        shutil.rmtree(folder)
 
 
 class Postgres:
