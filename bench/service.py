@@ -222,9 +222,11 @@ class Service:
 
     def rows(self, tables):
         """Count rows as another process sees them, thus what was committed."""
-        # Of hits each table's sum, without that of the whole site.
+        # Of hits each table's sum, without that of the whole site. Not Frontdesk's
+        # deliveries that send nothing (a second sign-up's): its first try removes them.
         hits = "SELECT coalesce(sum(hits), 0) FROM {} WHERE page <> '*'"
-        sql = {"page": hits, "hit": hits}
+        mails = "SELECT count(*) FROM {} WHERE ref NOT LIKE '-%'"
+        sql = {"page": hits, "hit": hits, "delivery": mails}
         texts = [sql.get(t, "SELECT count(*) FROM {}").format(t) for t in tables]
         with connected(self.database) as con:
             return [int(con.execute(text).fetchone()[0]) for text in texts]
