@@ -152,7 +152,8 @@ class Message(Table):
         """
         longest = max(keys.values()) + SKEW
         times = (now, now + longest, echo, now - DAY, client)
-        current().check()  # a repeat writes nothing, which would check
+        # Writes notice that the file was replaced, and a repeat writes nothing.
+        current().check()
         row = execute(_known_sql(len(keys)), *keys, *times).fetchone()
         message_id, echoes, has_lessons = row
         if message_id is None:

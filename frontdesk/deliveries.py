@@ -138,8 +138,8 @@ class Delivery(Table):
     def summary(cls, now: float) -> dict[str, int]:
         """Return how many wait, for how long the oldest, and how many are dead.
 
-        The oldest is found by two look-ups, however many wait: where it was put off,
-        there is an index, and where not, it is due when it was created.
+        The oldest takes two look-ups, however many wait. One that was put off has its
+        created_at in an index; any other is due when it was created.
         """
         everything, dead, put_off, due = execute(
             "SELECT (SELECT count(*) FROM delivery), "

@@ -40,7 +40,7 @@ MOST_AT_ONCE = 5
 REQUEST_SECONDS = 5  # for all of them
 LAST_SECONDS = 2  # of which no new one is begun
 
-patience = Deadline()  # of a request that waits for what is asked of others
+patience = Deadline()  # for deliveries within a request, which waits for Mailjet
 
 
 class Refused(Exception):

@@ -22,7 +22,7 @@ from frontdesk.times import Deadline
 STATEMENT_SECONDS = 4.0  # that one may take, where no deadline was set for several
 CONNECT_SECONDS = 1.5  # to connect
 CHECK_SECONDS = 1.0  # to find out whether an idle connection lives
-FRESH_SECONDS = 1.0  # since its last use: it needs no such check, a round trip
+FRESH_SECONDS = 1.0  # after its last use, while that check (a round trip) is left out
 POOL_SECONDS = 1.0  # for a connection that another thread gives back
 # A wait in vain for so long means that the server keeps silent: if it were alive, a
 # lock would have ended with an error by then (SERVER_TIMEOUTS).
@@ -67,7 +67,10 @@ class Connection(psycopg.Connection[Any]):
             return end.value
 
     def has_ended(self) -> bool:
-        """Tell whether it is closed, or may be: something came by itself."""
+        """Tell whether it is closed, or may be: bytes are there that nobody asked for.
+
+        That is how a server's end shows before any statement is sent.
+        """
         if self.closed:
             return True
         poll = select.poll()
