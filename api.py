@@ -43,7 +43,7 @@ from frontdesk.resources import Parts, Resource, Service
 from frontdesk.settings import VERSION, Settings, Window
 from frontdesk.start import environment, or_end, ready_database, without_threads
 from frontdesk.tables import keyed_hash, local_secret, to_json
-from mail import CONFIRM_SECONDS, Composer, Events, handlers, told
+from mail import CONFIRM_SECONDS, MODULES, Composer, Events, handlers, told
 from middleware import (
     ClientAddress,
     Cors,
@@ -118,6 +118,7 @@ def create_app(
         clock=clock,
         in_requests=without_threads(settings),
         loads=SOON,
+        modules=MODULES,
     )
     middleware: list[Any] = [
         RequestLog(),

@@ -14,6 +14,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib import import_module
 
 from frontdesk.database import Database, StorageError
 from frontdesk.deliveries import Delivery
@@ -82,6 +83,7 @@ class Outbox:
     in_requests: no thread is ever started; see Delivering.
     loads: what the first requests would have to load, one after the other; the thread
     does it while nobody waits.
+    modules: what the first delivery imports, one after the other.
     """
 
     def __init__(
@@ -93,9 +95,11 @@ class Outbox:
         sleep: Callable[[float], None] = time.sleep,
         in_requests: bool = False,
         loads: Iterable[Callable[[], object]] = (),
+        modules: Iterable[str] = (),
     ) -> None:
         self.in_requests = in_requests
         self._loads = list(loads)
+        self._modules = [] if in_requests else list(modules)
         self._look_at = 0.0  # of clock()
         self._alone = threading.Lock()
         self._pid = 0  # of the process that has the thread
@@ -251,6 +255,7 @@ class Outbox:
             now, due_at = self._clock(), Delivery.next_due()
             if self.is_paused() or due_at is None or now < due_at:
                 return
+            self._import_bit_by_bit()
             # 2. Lease the oldest; another worker may have been faster.
             delivery = Delivery.claim(now)
             if delivery is None:
@@ -264,6 +269,18 @@ class Outbox:
             # 4. Rest while there are visitors: they share the interpreter's lock.
             if self._is_visited() and not self.in_requests:
                 self._sleep(min(REST * (time.thread_time() - started), MAX_REST))
+
+    def _import_bit_by_bit(self) -> None:
+        """Import what the first delivery needs, and give others their time between.
+
+        A plan of a tenth of a core lets a process that has used its share wait, with
+        all its threads: after each import we rest as long as we were kept waiting.
+        """
+        while self._modules and not self._stopping:
+            began, worked = time.monotonic(), time.thread_time()
+            import_module(self._modules.pop(0))
+            worked = time.thread_time() - worked
+            self._sleep(max(0.0, time.monotonic() - began - worked))
 
     def _deliver(self, delivery: Delivery) -> None:
         try:

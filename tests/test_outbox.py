@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -282,6 +284,29 @@ def test_a_backlog_goes_out_without_a_rest_where_nobody_visits(desk: Desk) -> No
         write(desk, f"more {n}")
     outbox.drain()
     assert (len(mailbox.mails), len(rests)) == (8, 4)
+
+
+def test_the_first_delivery_imports_bit_by_bit_where_the_processor_is_shared(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("bit_one", "bit_two"):  # kept waiting, as a share of a core is
+        (tmp_path / f"{name}.py").write_text("import time\ntime.sleep(0.05)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    bits, rests = ("bit_one", "bit_two"), []
+
+    def rest(seconds: float) -> None:
+        rests.append((seconds, [name for name in bits if name in sys.modules]))
+
+    outbox, mailbox = another_outbox(desk, sleep=rest, modules=bits)
+    outbox.drain()
+    assert rests == []  # nothing is due
+    write(desk)
+    outbox.drain()
+    write(desk, "Another")
+    outbox.drain()
+    assert [loaded for _, loaded in rests] == [["bit_one"], ["bit_one", "bit_two"]]
+    assert all(seconds > 0.04 for seconds, _ in rests)
+    assert len(mailbox.mails) == 2
 
 
 def test_mailjets_events_and_the_platform_are_no_visitors(desk: Desk) -> None:
