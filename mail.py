@@ -156,6 +156,7 @@ def told(message: Message, pages: Pages) -> dict[str, Any]:
         "reasons": pages.language.sentences(json.loads(message.spam_reasons)),
         "delivered": message.released_at is not None,
         "state": message.state,
+        "is_refused": message.is_refused,
         "why": message.delivery_reason or "",
     }
 

@@ -178,7 +178,10 @@ class Message(Table):
     @classmethod
     @transaction
     def deliver(cls, message_id: str, now: float) -> None:
-        """Deliver a held message, and hold none like it; again is harmless."""
+        """Deliver a held message, and hold none like it; again is harmless.
+
+        One that Mailjet refused is tried once more.
+        """
         released = execute(
             "UPDATE message SET released_at = ? "
             "WHERE id = ? AND held_at IS NOT NULL AND released_at IS NULL",
@@ -188,6 +191,18 @@ class Message(Table):
         if released.rowcount:
             Delivery.add("contact", message_id, now)
             cls._teach(message_id, is_spam=False)
+        refused = execute(
+            "UPDATE message SET undelivered_at = NULL, delivery_reason = NULL "
+            "WHERE id = ? AND undelivered_at IS NOT NULL AND mailed_at IS NULL",
+            message_id,
+        )
+        if refused.rowcount:
+            execute(
+                "DELETE FROM delivery WHERE kind = 'contact' AND ref = ? "
+                "AND due_at IS NULL",
+                message_id,
+            )
+            Delivery.add("contact", message_id, now)
 
     @classmethod
     @transaction
@@ -343,6 +358,11 @@ class Message(Table):
         if self.held_at is not None and self.released_at is None:
             return "held"
         return self.delivery or ("waiting" if self.mailed_at is None else "mailed")
+
+    @property
+    def is_refused(self) -> bool:
+        """Tell whether Mailjet has not taken its mail, and it was given up."""
+        return self.state == "undelivered" and self.mailed_at is None
 
     @property
     def delivery(self) -> str | None:

@@ -120,6 +120,19 @@ class Delivery(Table):
             self.lease,
         )
 
+    @transaction
+    def bury(self, now: float, error: str) -> None:
+        """Never try again; a message's mail then did not arrive."""
+        self.put_back(None, error, self.attempts)
+        if self.kind == "contact":
+            execute(
+                "UPDATE message SET undelivered_at = ?, delivery_reason = ? "
+                "WHERE id = ? AND undelivered_at IS NULL",
+                now,
+                error,
+                self.ref,
+            )
+
     @classmethod
     def is_late(cls, before: float) -> bool:
         """Tell whether a delivery has waited since before a time.

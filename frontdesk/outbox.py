@@ -169,9 +169,10 @@ class Outbox:
         self._database.enter()
         while not self._stopping:
             until = time.monotonic() + self._work()
-            while self._loads and not self._wake.wait(self._load_next()):
-                pass
-            self._wake.wait(max(0.0, until - time.monotonic()))
+            while (left := until - time.monotonic()) > 0:
+                rest = self._load_next() if self._loads else left
+                if self._wake.wait(min(rest, left)):
+                    break
         self._database.hang_up()
 
     def _load_next(self) -> float:
@@ -213,17 +214,18 @@ class Outbox:
     def deliver_now(self) -> None:
         """Deliver what is due within a request, for some seconds at most.
 
-        One thread of a process at a time: the others have visitors to serve.
+        One thread of a process at a time: the others have visitors to serve. What they
+        have stored meanwhile is delivered by that one, too.
         """
         now = self._clock()
-        if not self._wake.is_set() and self._look_at - IDLE <= now < self._look_at:
-            return
-        if self._alone.acquire(blocking=False):
-            try:
-                with patience.within(REQUEST_SECONDS):
-                    self._look_at = now + self._work()
-            finally:
-                self._alone.release()
+        is_time = self._wake.is_set() or not self._look_at - IDLE <= now < self._look_at
+        with patience.within(REQUEST_SECONDS):
+            while is_time and self._alone.acquire(blocking=False):
+                try:
+                    self._look_at = self._clock() + self._work()
+                finally:
+                    self._alone.release()
+                is_time = self._wake.is_set() and patience.left() > LAST_SECONDS
 
     def _seconds_to_next(self) -> float:
         now = self._clock()
@@ -315,7 +317,7 @@ class Outbox:
 
     def _bury(self, delivery: Delivery, reason: str) -> None:
         log.error("outbox: %s %s is dead, %s", delivery.kind, delivery.id, reason)
-        delivery.put_back(None, reason, delivery.attempts)
+        delivery.bury(self._clock(), reason)
 
 
 class Delivering:

@@ -11,6 +11,7 @@ import pytest
 
 from desk import DeskPage
 from frontdesk.mailjet import LogTransport
+from frontdesk.outbox import Refused
 from frontdesk.settings import Window
 from frontdesk.tables import DAY
 from models import Lesson, Message, Subscriber
@@ -157,6 +158,18 @@ def test_deliver_mails_a_held_message_and_returns(desk: Desk) -> None:
         assert (answer.status_code, answer.headers["location"]) == (303, "/desk")
     assert [mail["CustomID"] for mail in desk.drain()] == [message_id]
     assert desk.messages()[0]["held"] is False
+
+
+def test_a_message_that_mailjet_refused_can_be_sent_again(desk: Desk) -> None:
+    write(desk)
+    desk.mailbox.fail = lambda mail: Refused("Mailjet answered 400")
+    desk.drain()
+    page = desk.owner("GET", "/desk").text
+    assert "did not arrive</strong>: Mailjet answered 400" in page
+    assert ">Deliver</button>" in page
+    desk.mailbox.fail = lambda mail: None
+    desk.drain()
+    assert ">Deliver</button>" in desk.owner("GET", "/desk").text  # not by itself
 
 
 def test_delete_erases_the_message_and_its_mail(desk: Desk) -> None:

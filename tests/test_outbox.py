@@ -290,6 +290,7 @@ def test_the_first_delivery_imports_bit_by_bit_where_the_processor_is_shared(
     desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("bit_one", "bit_two"):  # kept waiting, as a share of a core is
+        monkeypatch.delitem(sys.modules, name, raising=False)
         (tmp_path / f"{name}.py").write_text("import time\ntime.sleep(0.05)\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     bits, rests = ("bit_one", "bit_two"), []
@@ -487,6 +488,25 @@ def test_an_outbox_survives_a_database_in_trouble(
     execute("ALTER TABLE gone RENAME TO delivery")
 
 
+def test_what_is_due_later_waits_for_no_pause_of_the_visits(
+    desk: Desk, clock: Clock
+) -> None:
+    write(desk)
+    row = Delivery.get()
+    row.due_at = clock() + 0.1
+    row.save()
+    outbox, mailbox = another_outbox(desk, loads=[lambda: None])
+    outbox.visitor_came()
+    outbox.start()
+    give_up_at = time.monotonic() + SECONDS
+    while not mailbox.mails and time.monotonic() < give_up_at:
+        outbox.visitor_came()
+        clock.advance(0.01)
+        time.sleep(0.01)  # between visits
+    outbox.stop(SECONDS)
+    assert len(mailbox.mails) == 1
+
+
 def test_a_daily_round_that_fails_keeps_no_mail_waiting(
     desk: Desk, ticking: Callable[[Any], Outbox]
 ) -> None:
@@ -673,6 +693,27 @@ def test_refusals_pause_or_bury(
     assert [row["due_at"] is None for row in waiting()] == [dead, dead]
 
 
+def test_a_message_that_mailjet_refused_did_not_arrive_and_can_be_sent_again(
+    desk: Desk, clock: Clock
+) -> None:
+    message_id = write(desk)
+    failing(desk, Refused("Mailjet answered 400"))
+    desk.drain()
+    message = Message.get_by_id(message_id)
+    assert (message.state, message.delivery_reason) == (
+        "undelivered",
+        "Mailjet answered 400",
+    )
+    assert Message.between(clock() - DAY, clock() + DAY)["undelivered"] == 1
+    failing(desk, None)
+    for _ in range(2):  # again is harmless
+        Message.deliver(message_id, clock())
+    [mail] = desk.drain()
+    assert mail["CustomID"] == message_id
+    assert Message.get_by_id(message_id).state == "mailed"
+    assert waiting() == []
+
+
 # --- the log ---------------------------------------------------------------------
 
 
@@ -706,6 +747,22 @@ def test_the_log_holds_nothing_personal(
     assert "outbox" in log
     for private in ("ada@", "Lovelace", "secret", "a-token", "/private", "127.0"):
         assert private not in log
+
+
+def test_a_request_delivers_what_others_stored_while_it_delivered(desk: Desk) -> None:
+    outbox, mailbox = another_outbox(desk, in_requests=True)
+
+    def store_another(mail: dict[str, Any]) -> None:
+        if len(mailbox.mails) < 2:
+            write(desk, "meanwhile")
+            outbox.nudge()
+            outbox.deliver_now()  # as the other request does: it does not wait
+
+    mailbox.fail = store_another
+    write(desk)
+    outbox.nudge()
+    outbox.deliver_now()
+    assert len(mailbox.mails) == 2
 
 
 def test_a_request_whose_time_is_over_makes_no_round(desk: Desk) -> None:

@@ -21,7 +21,9 @@ MESSAGE: dict[str, Any] = {
     "delivered": False,
     "state": "held",
     "why": "",
+    "is_refused": False,
 }
+UNDELIVERED = {**MESSAGE, "state": "undelivered", "why": "full", "is_refused": True}
 FORM: dict[str, Any] = {
     "action": "/contact",
     "multipart": False,
@@ -79,7 +81,7 @@ PAGES: dict[str, dict[str, Any]] = {
     },
     "desk.html": {
         "attention": ["1 x 1"],
-        "messages": [MESSAGE, {**MESSAGE, "state": "undelivered", "why": "full"}],
+        "messages": [MESSAGE, UNDELIVERED],
         "older": "2",
         "subscribers": {"confirmed": 1234, "pending": 1, "left": 0},
         "newest": [
