@@ -24,6 +24,7 @@ _LETTERS = str.maketrans({"ø": "o", "æ": "ae", "œ": "oe", "đ": "d", "ł": "l
 _SPELT_OUT = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "å": "aa", "ø": "oe"})
 _MAILCHIMPS_TRAP = re.compile(r"b_[0-9a-f]+_[0-9a-f]+", re.IGNORECASE)
 _ASIDE = re.compile(r"[(（【][^)）】]*[)）】]?|[*＊:：?？]+\s*$")
+_INNER = re.compile(r"(?<=.)[.\[]([^.\[\]]+)\]?\Z")  # of data.botcheck, fields[_cc]
 _SEPARATORS = re.compile(r"[/|(（【,]|\bor\b")
 
 
@@ -45,10 +46,15 @@ def _named(name: str) -> str:
     if _MAILCHIMPS_TRAP.fullmatch(name):
         return "honeypot"
     words = _words()[0]
+    # Of a nested name the last part may be the service's, and never all parts together:
+    # form[name] is a name, and not the form-name of another service.
+    inner = _INNER.search(name)
+    if inner and (last := _named(inner[1])) in SERVICE:
+        return last
     whole = key(name)
     if name.startswith("_") and (found := words.get(f"_{whole}")):
         return found
-    if found := words.get(whole, ""):
+    if (found := words.get(whole, "")) and not (inner and found in SERVICE):
         return found
     for spelling in _without_frame(name):
         found = words.get(spelling, "")

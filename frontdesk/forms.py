@@ -33,6 +33,7 @@ MAX_LINE = 200  # of a name or subject
 MAX_ADDRESS = 254  # RFC 5321, 4.5.3.1.3, without its brackets
 MAX_NAMES = 200  # filled in or not: more are not looked at one by one
 
+NAMELESS = "(no name)"  # what stands for a name where a field has none
 FILE = object()  # in place of an uploaded file
 PROOF = "_frontdesk"  # our own question's signature
 FROM = "_frontdesk_page"  # where a form that our own page gave back came from
@@ -104,7 +105,7 @@ def read_bytes(req: Request, most: int = MAX_BODY) -> bytes:
     """
     length = req.content_length
     if length is not None and length > most:
-        raise _too_large()
+        raise _too_large(most)
     if (
         length is None
         and "chunked" not in req.get_header("Transfer-Encoding", default="").lower()
@@ -115,7 +116,7 @@ def read_bytes(req: Request, most: int = MAX_BODY) -> bytes:
     except Exception as error:  # whatever the server raises for broken chunks
         raise _malformed() from error
     if len(body) > most:
-        raise _too_large()
+        raise _too_large(most)
     if length is not None and len(body) < length:
         raise _malformed()
     return bytes(body)
@@ -149,13 +150,12 @@ def read(req: Request) -> Form:
         _flatten(name, value, leaves)
     # Each name once: in a list it may stand for thousands of values.
     given = {name for name, _ in leaves}
-    names = {name: " ".join(clean(name).split()) for name in given}
+    names = {name: " ".join(clean(name).split()) or NAMELESS for name in given}
     form = Form(
         (names[name], clean(_plain(value)))
         for name, value in leaves
         if value is not FILE
     )
-    form.pop("", None)
     req.context.form = form
     if any(value is FILE for _, value in leaves):
         raise _no_files()
@@ -163,7 +163,10 @@ def read(req: Request) -> Form:
 
 
 def _flatten(name: str, value: Any, leaves: list[tuple[str, Any]]) -> None:
-    """Add what is not null in a JSON value: objects become a.b, lists repeat a name."""
+    """Add what is not null in a JSON value: objects become a.b, lists repeat a name.
+
+    An object in a list stays one value, so that one sees what belongs together.
+    """
     if isinstance(value, dict):
         for inner, item in value.items():
             # A name that is too long already is refused, so that it need not grow.
@@ -171,6 +174,10 @@ def _flatten(name: str, value: Any, leaves: list[tuple[str, Any]]) -> None:
             _flatten(path, item, leaves)
     elif isinstance(value, list):
         for item in value:
+            if isinstance(item, dict):
+                inside: list[tuple[str, Any]] = []
+                _flatten("", item, inside)
+                item = "; ".join(f"{path[1:]}: {_plain(leaf)}" for path, leaf in inside)
             _flatten(name, item, leaves)
     elif value is not None:
         leaves.append((name, value))
@@ -186,7 +193,7 @@ def read_page(req: Request) -> str | None:
     if kind == "text/plain" and body.lstrip()[:1] == b'"':
         return str(json.loads(body))
     if kind == "text/plain" and body.lstrip()[:1] != b"{":
-        return body.decode()
+        return body.decode().strip()
     value = dict(_pairs(kind, body, req.content_type or "")).get("page")
     if value is FILE:
         raise _no_files()
@@ -197,6 +204,8 @@ def read_page(req: Request) -> str | None:
 
 def _pairs(kind: str, body: bytes, content_type: str) -> Iterable[tuple[str, Any]]:
     if kind == "application/x-www-form-urlencoded":
+        if body[:1] == b"{":  # jQuery's type for JSON where nobody names another
+            return _json_object(body)
         return parse_qsl(body.decode(), keep_blank_values=True, errors="strict")
     if kind == "multipart/form-data":
         return list(_parts(body, content_type))
@@ -230,8 +239,17 @@ def _refuse_constant(name: str) -> float:
     raise ValueError(name)
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):  # a name that comes twice has all its values
+        made = {name: [v for n, v in pairs if n == name] for name in made}
+    return made
+
+
 # A fraction stays as it was written: 19.90.
-_JSON = json.JSONDecoder(parse_float=str, parse_constant=_refuse_constant)
+_JSON = json.JSONDecoder(
+    parse_float=str, parse_constant=_refuse_constant, object_pairs_hook=_object
+)
 
 
 def _plain(value: str | int) -> str:
@@ -395,7 +413,8 @@ class _Reading:
     def refuse_empty(self) -> None:
         """Refuse a form without a word of the visitor's."""
         replyto = self.names.get("replyto", ())
-        silent = len(self.names.get("hidden subject", ()))
+        unseen = ("hidden", "hidden subject")
+        silent = sum(len(self.names.get(means, ())) for means in unseen)
         if len(self.filled) > silent + len(replyto):
             return
         silent += sum(self.is_placeholder(self.filled[name]) for name in replyto)
@@ -438,7 +457,10 @@ class _Reading:
         known = [name for means in _ADDRESS for name in self.names.get(means, ())]
         found: list[tuple[str, str, str]] = []
         for name, whole in chain(((n, self.filled[n]) for n in known), self._others()):
-            if email := _one_address(whole):
+            email = _one_address(whole)
+            if not email and name in known:
+                email = _decorated_address(whole)
+            if email:
                 if email.lower() not in self.own:
                     found.insert(0, (name, whole, email))
                     break
@@ -607,6 +629,21 @@ def _one_address(text: str) -> str | None:
     return valid_email(text) if text.count("@") == 1 and " " not in text else None
 
 
+def _decorated_address(text: str) -> str | None:
+    """Return the address in what a person typed into a field for one.
+
+    Ada <ada@example.com>; ada@example.com. with a full stop; full-width letters, as
+    Japanese keyboards write them. Of "bob,smith@example.com" it would be a stranger's.
+    """
+    if len(text) > MAX_ADDRESS or "\n" in text:
+        return None
+    text = unicodedata.normalize("NFKC", text).removeprefix("mailto:").rstrip(".")
+    framed = _FRAMED.fullmatch(text)
+    return _one_address(framed[1].strip() if framed else text)
+
+
+_FRAMED = re.compile(r"[^<>@]*<([^<>]+)>")
+
 # Most addresses need no library: lower case, no label of more than 63 characters
 # (there are none in so short a text), no top level that is reserved.
 _EVERYDAY = re.compile(
@@ -637,6 +674,9 @@ def valid_email(text: str) -> str | None:
 # --- where to go next ------------------------------------------------------------
 
 
+_UNFIT = re.compile(r"[\\\x00-\x1f\x7f]|[^\S ]")  # in an address to go to
+
+
 def next_url(
     wanted: str, site: str | None, allows: Callable[[str], bool]
 ) -> str | None:
@@ -644,7 +684,7 @@ def next_url(
 
     A relative path is resolved on the sending site (an URL of it, or None).
     """
-    if not wanted or len(wanted) > 2000 or re.search(r"[\\\s\x00-\x20\x7f]", wanted):
+    if not wanted or len(wanted) > 2000 or _UNFIT.search(wanted):
         return None
     if wanted in ("true", "false"):  # what becomes of JSON's: "redirect: false"
         return None
@@ -710,6 +750,6 @@ def _malformed(message: str = marked("The body could not be read.")) -> Rejected
     return error(falcon.HTTP_400, "MALFORMED", message)
 
 
-def _too_large() -> Rejected:
+def _too_large(most: int) -> Rejected:
     message = marked("The form is larger than %(most)s KiB.")
-    return error(falcon.HTTP_413, "TOO_LARGE", message, most=MAX_BODY // 1024)
+    return error(falcon.HTTP_413, "TOO_LARGE", message, most=most // 1024)

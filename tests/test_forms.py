@@ -268,6 +268,15 @@ ADA, EVE, OWNER = "ada@example.com", "eve@example.com", "owner@site.example"
         ({"name": ADA, "message": "Hi"}, ADA),
         ({"email": "on", "message": "Hi"}, ""),
         ({"_email.to": EVE, "_email.from": EVE, "message": "Hi"}, ""),
+        ({"email": f"Ada Lovelace <{ADA}>", "message": "Hi"}, ADA),
+        ({"email": f"<{ADA}>", "message": "Hi"}, ADA),
+        ({"email": f"{ADA}.", "message": "Hi"}, ADA),
+        ({"email": f"mailto:{ADA}", "message": "Hi"}, ADA),
+        (
+            {"email": "ａｄａ＠ｅｘａｍｐｌｅ．ｃｏｍ", "message": "Hi"},
+            "ada@example.com",
+        ),
+        ({"contributor_email": ADA, "_replyto": EVE, "message": "Hi"}, ADA),
     ],
     ids=str,
 )
@@ -360,6 +369,10 @@ def test_what_a_site_wrote_itself_is_not_judged(
         ("EMPTY", {"email": "", "message": ""}),
         ("EMPTY", {"_subject": "New!", "_gotcha": "x", "_next": "/", "_url": "x"}),
         ("EMPTY", {"_replyto": "@"}),
+        ("EMPTY", {"email": "", "message": "", "submit": "Send", "form_source": "x"}),
+        ("TYPE_EMAIL", {"email": f"bob,{ADA}", "message": "Hi"}),
+        ("TYPE_EMAIL", {"email": f"ada smith{ADA}", "message": "Hi"}),
+        ("TYPE_EMAIL", {"email": f"{ADA}, {EVE}", "message": "Hi"}),
         ("TYPE_EMAIL", {"email": "nobody", "message": "Hi"}),
         ("TYPE_EMAIL", {"email": "nobody", "friend": ADA}),
         ("TYPE_EMAIL", {"Correo": "ada@", "message": "Hi"}),
@@ -379,6 +392,58 @@ def test_only_what_a_person_can_mend_is_refused(
     with pytest.raises(Rejected) as caught:
         forms.contact(form)
     assert [error["code"] for error in caught.value.errors] == [code]
+
+
+@pytest.mark.parametrize(
+    ("name", "meaning"),
+    [
+        ("form[name]", "name"),  # not the "form-name" of a service
+        ("form.name", "name"),
+        ("form-name", "leftover"),
+        ("from[name]", ""),
+        ("fields[_gotcha]", "honeypot"),
+        ("data.bot-field", "honeypot"),
+        ("fields[0][_cc]", "leftover"),
+        ("form.access_key", "leftover"),
+        ("fields[_next]", "next"),
+        ("name[first]", "first"),
+    ],
+)
+def test_the_last_part_of_a_nested_name_is_the_services(
+    name: str, meaning: str
+) -> None:
+    assert fields.meaning(name) == meaning
+
+
+def read(kind: str, body: str) -> dict[str, str]:
+    environ = falcon.testing.create_environ(
+        method="POST", headers={"Content-Type": kind}, body=body
+    )
+    return dict(forms.read(falcon.Request(environ)))
+
+
+FORM, JSON = "application/x-www-form-urlencoded", "application/json"
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "form"),
+    [
+        (FORM, '{"email": "a@b.co", "n": 1}', {"email": "a@b.co", "n": "1"}),
+        (JSON, '{"a": "one", "a": "two"}', {"a": "one, two"}),
+        (JSON, '{"": "typed", "a": "b"}', {"(no name)": "typed", "a": "b"}),
+        (FORM, "=typed&a=b", {"(no name)": "typed", "a": "b"}),
+        (
+            JSON,
+            '{"order": [{"what": "Rye loaf", "n": 1}, {"what": "Bun", "n": 4}]}',
+            {"order": "what: Rye loaf; n: 1, what: Bun; n: 4"},
+        ),
+        (JSON, '{"a": [{"b": {"c": [1, 2]}}]}', {"a": "b.c: 1; b.c: 2"}),
+    ],
+)
+def test_nothing_that_was_typed_is_lost_on_the_way(
+    kind: str, body: str, form: dict[str, str]
+) -> None:
+    assert read(kind, body) == form
 
 
 def seconds_to_read(body: dict[str, Any]) -> float:
@@ -428,6 +493,9 @@ LANDINGS: list[tuple[str, str | None]] = [
     ("//site.example/ok", "https://site.example/ok"),
     ("/dänke", "https://site.example/d%C3%A4nke"),
     ("/a%20b", "https://site.example/a%20b"),
+    ("/a b?q=ü c", "https://site.example/a%20b?q=%C3%BC%20c"),
+    ("https://site.example/a b", "https://site.example/a%20b"),
+    ("https://site.example .evil.example/", None),
     ("", None),
     ("https://evil.example", None),
     ("//evil.example", None),
