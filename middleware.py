@@ -337,14 +337,16 @@ class Owner:
 
         Each request spends the client's limit, and only the right token gets it back:
         of many at once no more are compared than are allowed. Over the limit nothing
-        is compared: 429 for a wrong token and 200 for the right one would tell.
+        is compared: 429 for a wrong token and 200 for the right one would tell. Who
+        shows none has guessed none, as browsers do first, and spends a limit apart.
         """
-        client = client_key(req.context.client)
+        given = _given_token(req)
+        client = client_key(req.context.client) + ("" if given else " without")
         allowance = self._limits.take("admin", client)
         if allowance is not None and not allowance.allowed:
             resp.set_headers(self._limits.headers("admin", allowance))
             raise too_many(allowance.retry_after)
-        if hmac.compare_digest(_given_token(req).encode(), token.encode()):
+        if hmac.compare_digest(given.encode(), token.encode()):
             req.context.is_owner = True
             self._limits.give_back("admin", client)
             return

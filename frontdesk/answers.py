@@ -30,6 +30,7 @@ CONTACT_PATHS = (
 )
 NEWSLETTER_PATHS = (
     *("/newsletter", "/f/newsletter", "/p/{project}/f/newsletter", "/s/newsletter"),
+    "/subscribe/post",  # Mailchimp's
 )
 MEDIA_SVG = "image/svg+xml"
 PIXEL = base64.b64decode("R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7")
@@ -203,11 +204,12 @@ def blocked(url: str) -> forms.Rejected:
 
 
 class AddressConverter(falcon.routing.BaseConverter):
-    """FormSubmit's path is a mail address: one @. Anything else is not found."""
+    """FormSubmit's path is a mail address (one @), or what it gives in its place."""
 
     def convert(self, value: str) -> str | None:
-        """Return what is in the path, or None where it is no address."""
-        return value if value.count("@") == 1 else None
+        """Return what is in the path, or None where it is neither: not found."""
+        alias = len(value) == 32 and not value.strip("0123456789abcdef")
+        return value if alias or value.count("@") == 1 else None
 
 
 # --- errors ----------------------------------------------------------------------

@@ -94,6 +94,7 @@ LIMITED = {
     "/f/newsletter": {"POST": "newsletter"},
     "/p/{project}/f/newsletter": {"POST": "newsletter"},
     "/s/newsletter": {"POST": "newsletter"},
+    "/subscribe/post": {"POST": "newsletter"},
     "/hits": {"POST": "hits"},
     "/hits.gif": {"GET": "hits"},
     "/hits.svg": {"GET": "hits"},

@@ -78,7 +78,10 @@ def test_signing_up_writes_a_pending_row_and_one_mail(desk: Desk) -> None:
     assert [mail["To"] for mail in desk.drain()] == [[{"Email": EMAIL}]]
 
 
-@pytest.mark.parametrize("path", ["/newsletter", "/f/newsletter", "/newsletter/"])
+@pytest.mark.parametrize(
+    "path",
+    ["/newsletter", "/f/newsletter", "/newsletter/", "/subscribe/post?u=1f&id=2e"],
+)
 @pytest.mark.parametrize("alias", ["email", "_replyto", "replyto", "Email"])
 def test_a_sign_up_works_by_every_name(desk: Desk, path: str, alias: str) -> None:
     assert desk.post(path, {alias: EMAIL}).status_code == 200
@@ -421,6 +424,17 @@ def test_not_me_ends_all_confirmation_mails(desk: Desk, clock: Clock) -> None:
     [row] = rows()
     assert row["email"] is None
     assert row["refused_at"] == NOON
+
+
+@pytest.mark.parametrize("way", ["unsubscribe", "not-me"])
+def test_who_left_is_shown_no_button_that_would_not_work(desk: Desk, way: str) -> None:
+    mail = asked(desk)
+    confirm = link(mail, "confirm")
+    if way == "unsubscribe":
+        assert desk.client.simulate_post(confirm).status_code == 200
+    desk.client.simulate_post(link(mail, way))
+    assert desk.client.simulate_get(confirm).status_code == 404
+    assert desk.client.simulate_post(confirm).status_code == 404
 
 
 def test_not_me_drops_a_mail_that_is_still_waiting(desk: Desk, clock: Clock) -> None:

@@ -189,6 +189,13 @@ def test_after_ten_failures_even_the_right_token_has_to_wait(
     assert desk.owner("GET", path).status_code == 200
 
 
+def test_requests_without_a_token_keep_the_right_one_from_nothing(desk: Desk) -> None:
+    path = "/export/messages.json"
+    codes = [desk.client.simulate_get(path).status_code for _ in range(11)]
+    assert codes == [401] * 10 + [429]
+    assert desk.owner("GET", path).status_code == 200
+
+
 def test_the_right_token_is_never_limited(desk: Desk) -> None:
     codes = {desk.owner("GET", "/export/hits.json").status_code for _ in range(40)}
     assert codes == {200}
