@@ -8,7 +8,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta, tzinfo
-from zoneinfo import ZoneInfo
+
+
+def _zone(name: str) -> tzinfo:
+    from zoneinfo import ZoneInfo  # 2 ms, for who does not live by UTC
+
+    return ZoneInfo(name)
 
 
 class Calendar:
@@ -23,7 +28,7 @@ class Calendar:
         """Raise ValueError for what is no IANA name such as Europe/Berlin."""
         try:
             # UTC is known without a database of time zones.
-            self.zone: tzinfo = UTC if zone == "UTC" else ZoneInfo(zone)
+            self.zone: tzinfo = UTC if zone == "UTC" else _zone(zone)
         except (LookupError, OSError, ValueError) as error:
             message = "must be the IANA name of a time zone such as Europe/Berlin"
             raise ValueError(message) from error
