@@ -108,9 +108,9 @@ class Delivery(Table):
             execute("UPDATE message SET mailed_at = ? WHERE id = ?", now, self.ref)
 
     @transaction
-    def put_back(self, due_at: float | None, error: str, attempts: int) -> None:
-        """Try again at a time, or never (None); the lease is over."""
-        execute(
+    def put_back(self, due_at: float | None, error: str, attempts: int) -> bool:
+        """Try again at a time, or never (None); return whether the lease was ours."""
+        put = execute(
             "UPDATE delivery SET due_at = ?, error = ?, attempts = ?, lease = NULL "
             "WHERE id = ? AND lease = ?",
             due_at,
@@ -119,12 +119,12 @@ class Delivery(Table):
             self.id,
             self.lease,
         )
+        return bool(put.rowcount)
 
     @transaction
     def bury(self, now: float, error: str) -> None:
         """Never try again; a message's mail then did not arrive."""
-        self.put_back(None, error, self.attempts)
-        if self.kind == "contact":
+        if self.put_back(None, error, self.attempts) and self.kind == "contact":
             execute(
                 "UPDATE message SET undelivered_at = ?, delivery_reason = ? "
                 "WHERE id = ? AND undelivered_at IS NULL",

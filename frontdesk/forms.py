@@ -242,7 +242,10 @@ def _refuse_constant(name: str) -> float:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) < len(pairs):  # a name that comes twice has all its values
-        made = {name: [v for n, v in pairs if n == name] for name in made}
+        values: dict[str, list[Any]] = {}
+        for name, value in pairs:
+            values.setdefault(name, []).append(value)
+        made = {name: v if len(v) > 1 else v[0] for name, v in values.items()}
     return made
 
 
@@ -673,8 +676,8 @@ def valid_email(text: str) -> str | None:
 
 # --- where to go next ------------------------------------------------------------
 
-
-_UNFIT = re.compile(r"[\\\x00-\x1f\x7f]|[^\S ]")  # in an address to go to
+# Browsers make slashes of backslashes and drop line breaks; a space they encode.
+_UNFIT = re.compile(r"[\\\x00-\x1f\x7f]|[^\S ]")
 
 
 def next_url(

@@ -430,6 +430,7 @@ FORM, JSON = "application/x-www-form-urlencoded", "application/json"
     [
         (FORM, '{"email": "a@b.co", "n": 1}', {"email": "a@b.co", "n": "1"}),
         (JSON, '{"a": "one", "a": "two"}', {"a": "one, two"}),
+        (JSON, '{"a": 1, "a": 2, "b": {"c": 3}}', {"a": "1, 2", "b.c": "3"}),
         (JSON, '{"": "typed", "a": "b"}', {"(no name)": "typed", "a": "b"}),
         (FORM, "=typed&a=b", {"(no name)": "typed", "a": "b"}),
         (
