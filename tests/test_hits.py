@@ -518,13 +518,50 @@ def test_a_visitor_is_counted_once_a_page_and_day(desk: Desk, clock: Clock) -> N
     assert sums(desk, "/a") == (5, 4)
 
 
-REAL = (Path(__file__).parent / "corpus" / "browsers.txt").read_text().splitlines()
+def agents(corpus: str) -> list[str]:
+    return (Path(__file__).parent / "corpus" / corpus).read_text().splitlines()
 
 
 def test_no_real_browser_is_taken_for_a_crawler() -> None:
-    # A third of those in npm's user-agents 2.1.198, which are seen in the wild.
-    assert len(REAL) > 300
-    assert [agent for agent in REAL if kind_of(agent) != "person"] == []
+    # browsers.txt is a third of those in npm's user-agents 2.1.198, which are seen in
+    # the wild; browsers-more.txt has what is rare there: apps, televisions, consoles,
+    # readers, old phones, and names that look like a robot's.
+    real = agents("browsers.txt") + agents("browsers-more.txt")
+    assert len(real) > 430
+    assert [agent for agent in real if kind_of(agent) != "person"] == []
+
+
+def test_no_robot_is_taken_for_a_person() -> None:
+    # Search engines, previews, monitors, HTTP libraries, tools: a third are not listed.
+    robots = agents("robots.txt")
+    assert len(robots) > 200
+    assert [agent for agent in robots if kind_of(agent) != "crawler"] == []
+
+
+@pytest.mark.parametrize(
+    "agent",
+    [
+        "Example/1.0",  # names no browser
+        "MyApp/1 CFNetwork/1490.0.4 Darwin/23.2.0",
+        "Dalvik/2.1.0 (Linux; U; Android 15; Pixel 8 Build/AP3A.241005.015)",
+        f"{CHROME} Example/1.0 (https://example.com)",  # says how to reach its owner
+        f"{CHROME} (mailto:ada@example.com)",
+        f"{CHROME} (+ada@example.com)",
+        f"{CHROME} (compatible; Example/1.0)",  # compatible with what?
+        "Mozilla/5.0 (compatible; Example/1.0)",
+        CHROME.replace("like Gecko", "like Gecko; Example"),
+        f"{CHROME} ExampleBot/1.0",  # says what it does
+        f"{CHROME} example-bot",
+        f"{CHROME} Examplespider/1.0",
+        f"{CHROME} ExampleCrawler/1.0",
+        f"{CHROME} Example Monitoring/1.0",
+        f"{CHROME} HeadlessExample/1.0",
+        f"{CHROME} Cypress/13.6.0",
+        "Mozilla/5.0 (Windows NT; Windows NT 10.0; en-US) WindowsPowerShell/5.1",
+    ],
+)
+def test_a_robot_that_no_list_has_is_told_by_its_words(agent: str) -> None:
+    assert kind_of(agent) == "crawler"
 
 
 def test_every_known_crawler_is_told_but_curl_and_image_proxies() -> None:
