@@ -519,13 +519,10 @@ class Confirm(MailedLink):
         """Show the button; for an old link, the button that sends a new one."""
         (subscriber_id, cycle), age = self.read(token)
         subscriber = Subscriber.get_or_none(Subscriber.id == subscriber_id)
-        standing = (subscriber.status, subscriber.cycle) if subscriber else None
-        if standing == ("confirmed", cycle):
+        if subscriber and (subscriber.status, subscriber.cycle) == ("confirmed", cycle):
             self._site.show(resp, "confirmed.html", already=True)
         elif age > CONFIRM_SECONDS:
             self._expired(req, resp, token)
-        elif standing != ("pending", cycle):
-            raise self.unknown()
         else:
             super().on_get(req, resp, token)
 

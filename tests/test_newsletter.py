@@ -426,17 +426,6 @@ def test_not_me_ends_all_confirmation_mails(desk: Desk, clock: Clock) -> None:
     assert row["refused_at"] == NOON
 
 
-@pytest.mark.parametrize("way", ["unsubscribe", "not-me"])
-def test_who_left_is_shown_no_button_that_would_not_work(desk: Desk, way: str) -> None:
-    mail = asked(desk)
-    confirm = link(mail, "confirm")
-    if way == "unsubscribe":
-        assert desk.client.simulate_post(confirm).status_code == 200
-    desk.client.simulate_post(link(mail, way))
-    assert desk.client.simulate_get(confirm).status_code == 404
-    assert desk.client.simulate_post(confirm).status_code == 404
-
-
 def test_not_me_drops_a_mail_that_is_still_waiting(desk: Desk, clock: Clock) -> None:
     mail = asked(desk)
     clock.advance(3601)
