@@ -23,26 +23,25 @@ from middleware import client_key
 PREFETCH = ("Sec-Purpose", "Purpose", "X-Purpose", "X-Moz")
 KEPT = "public, max-age=60"  # Cache-Control of what only reads
 LONGEST_AGENT = 512  # characters of a User-Agent that are looked at
-# What a browser names in its User-Agent: itself, its engine, or a phone's Java profile.
-BROWSER = re.compile(
-    r"mozilla|webkit|opera|chrom|firefox|safari|browse|midp|hbbtv|emacs|outlook"
-    r"|^(?:lynx|e?links|w3m|dillo|netsurf)\b",
+# What the list of crawlers lacks: HTTP libraries, monitors and tools under the names
+# that they give.
+PROGRAMS = re.compile(
+    r"(?:akkoma|apache-cxf|apachebench|aria2|bruno|bun|cursor|dart|datadog|deno|faraday"
+    r"|fasthttp|freshping|googlehc|guzzlehttp|hackney|hey|hyper|insomnia|jakarta|java"
+    r"|ktor-client|kube-probe|libcurl|lightpanda|locust|lua-resty-http|lychee|muffet|n8n"
+    r"|needle|newrelicpinger|node|php|pleroma|postmanruntime|prometheus|pycurl"
+    r"|python-urllib3|reqwest|rest-client|restsharp|ruby|sentry|superagent|undici"
+    r"|symfony httpclient|unirest|ureq|vegeta|winhttp|wrk|xenu|elb-healthchecker)\b",
     re.IGNORECASE,
 )
-# Who names no browser, but a program with its version: an HTTP library, a monitor, an
-# app; and those that give no version.
-PROGRAM = re.compile(
-    r"[^/]*/v?\d|(?:node|undici|bun|deno|java|php|ruby|dart|faraday|fasthttp"
-    r"|ktor-client|winhttp|symfony httpclient|datadog|n8n)\b",
-    re.IGNORECASE,
-)
-# What a robot adds to that: how to reach its owner, that it is "compatible" without the
-# old browser or the system that would follow, or what it does. But there are phones
-# named Cubot X18 and M Bot 51, and a tablet named Spider 8.
+# What a robot adds to a browser's name: how to reach its owner, that it is "compatible"
+# without the old browser or the system that would follow, or what it does. But there
+# are phones named Cubot X18 and M Bot 51, and a tablet named Spider 8.
 ROBOT = re.compile(
     r"https?:/|mailto:|\+[\w.-]+@|khtml, like gecko;"
     r"|compatible;(?![^)]*(?:msie|konqueror|windows|linux|\bu;))"
-    r"|(?:bot|spider)(?![ \w)])|crawl|monitor|headless|cypress|powershell",
+    r"|(?:bot|spider)(?![ \w)])|crawl|monitor|headless|cypress|powershell|cfnetwork"
+    r"|jsdom",
     re.IGNORECASE,
 )
 
@@ -148,15 +147,15 @@ class Counted(Resource):
 def kind_of(agent: str) -> str:
     """Return whose User-Agent it is: a "crawler", an image "proxy" or a "person".
 
-    Most robots are programs that name no browser, or say that they are robots; the
-    others are in the list of github.com/monperrus/crawler-user-agents, where a look-up
-    takes 270 us. A client without a User-Agent counts, and so does curl.
+    Robots name a program, or say what they are; the others are in the list of
+    github.com/monperrus/crawler-user-agents, where a look-up takes 270 us. A client
+    without a User-Agent counts, and so does curl.
     """
     if IMAGE_PROXIES.search(agent.lower()):
         return "proxy"
     if agent.partition("/")[0] == "curl":
         return "person"
-    if ROBOT.search(agent) or (PROGRAM.match(agent) and not BROWSER.search(agent)):
+    if PROGRAMS.match(agent) or ROBOT.search(agent):
         return "crawler"
     import crawleruseragents  # 19 ms, and 60 for the first look-up
 

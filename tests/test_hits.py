@@ -541,9 +541,7 @@ def test_no_robot_is_taken_for_a_person() -> None:
 @pytest.mark.parametrize(
     "agent",
     [
-        "Example/1.0",  # names no browser
         "MyApp/1 CFNetwork/1490.0.4 Darwin/23.2.0",
-        "Dalvik/2.1.0 (Linux; U; Android 15; Pixel 8 Build/AP3A.241005.015)",
         f"{CHROME} Example/1.0 (https://example.com)",  # says how to reach its owner
         f"{CHROME} (mailto:ada@example.com)",
         f"{CHROME} (+ada@example.com)",
