@@ -539,17 +539,21 @@ class _Reading:
         return value
 
     def by_site(self) -> frozenset[str]:
-        """Return what nobody typed: short texts without a link, as sites write them.
+        """Return what nobody typed, so that it tells nothing of who sent the form.
 
-        With a key of Web3Forms or StaticForms, the subject is a setting as well.
+        That is any field with a leading "_" and no meaning (a table that a script
+        made), and a silent subject that is short and has no link, as sites write it.
+        With a key of Web3Forms or StaticForms, each subject is a setting.
         """
         keys = (
             n for n in self.values if meaning(n) == "leftover" and "key" in n.lower()
         )
-        silent = ("hidden", "hidden subject", *(["subject"] if any(keys) else ()))
+        silent = ("hidden subject", *(["subject"] if any(keys) else ()))
         names = chain.from_iterable(self.names.get(means, ()) for means in silent)
         texts = (_line(self.filled[name]) for name in names)
-        return frozenset(t for t in texts if len(t) <= MAX_LINE and "://" not in t)
+        short = (t for t in texts if len(t) <= MAX_LINE and "://" not in t)
+        hidden = (self.filled[name] for name in self.names.get("hidden", ()))
+        return frozenset((*short, *hidden))
 
     def text(self, name: str) -> str:
         """Return the text: without a field for it, the longest of several words."""

@@ -295,10 +295,12 @@ def judge(said: Reading, request: Request = BROWSER) -> Verdict:
     """Judge a message by what it says and how it was sent."""
     if request.taught is False:
         return Verdict(0, [])
-    hits = [*_request_hits(request), *said.typed]
+    learned = score(said)
+    # A site may put the same text into each visitor's form: "I want to view the flat".
+    hits = [*_request_hits(request, patience=10 if learned < 0 else 2), *said.typed]
     points, reasons = sum(n for n, _ in hits), [reason for _, reason in hits]
-    if (learned := int(score(said))) >= HUNCH:
-        points += learned
+    if learned >= HUNCH:
+        points += int(learned)
         reasons += _why(said)
     return Verdict(points, reasons)
 
@@ -323,7 +325,8 @@ def _why(found: Reading) -> list[Reason]:
     return [(sentence, {"phrase": word} if word else {}) for _, sentence, word in best]
 
 
-def _request_hits(request: Request) -> Iterable[Hit]:
+def _request_hits(request: Request, patience: int) -> Iterable[Hit]:
+    """Yield what the request gives away; more echoes than patience are a campaign."""
     if request.taught:
         yield HOLD, (marked("you called nearly the same message spam"), {})
     if request.honeypot:
@@ -341,7 +344,8 @@ def _request_hits(request: Request) -> Iterable[Hit]:
         yield 1, (marked("came without User-Agent"), {})
     if request.echoes > 0:
         sentence = marked("nearly the same text came from %(clients)s other clients")
-        yield (6 if request.echoes > 2 else 3), (sentence, {"clients": request.echoes})
+        points = 6 if request.echoes > patience else 3
+        yield points, (sentence, {"clients": request.echoes})
 
 
 def _typed(text: str, name: str, subject: str) -> Iterable[Hit]:

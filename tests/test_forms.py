@@ -350,7 +350,7 @@ def test_the_subject_is_what_was_typed_before_what_a_site_wrote() -> None:
         ({"access_key": "x", "subject": "New!"}, []),
         ({"_subject": "See https://x.example"}, ["See https://x.example"]),
         ({"_html": "<i>Thanks</i>", "offer": "New"}, ["New"]),
-        ({"_x": "Long words " * 40}, [("Long words " * 40)]),
+        ({"_list": "<a href='https://x.example'>1</a>\n" * 40, "offer": "B"}, ["B"]),
     ],
     ids=lambda value: str(value)[:60],
 )

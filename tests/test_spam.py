@@ -21,6 +21,10 @@ MESSAGES = REAL / "messages.json"
 HOSTS = ("site.example",)
 BARE = {"origin": False, "referer": False, "accept_language": False}
 HONEST = "Hello, are you free to photograph our wedding on 12 June near Leeds?"
+PREFILLED = (  # as a site may write it into every visitor's form
+    "Hello, I am interested in the flat at 22 Oak Street and would like to arrange a "
+    "viewing. Please contact me."
+)
 needs_real = pytest.mark.skipif(
     not MESSAGES.exists(), reason=f"no {MESSAGES}: real messages are not published"
 )
@@ -316,11 +320,17 @@ def test_one_of_the_three_headers_is_enough(kept: str) -> None:
     assert points(HONEST, **{**BARE, kept: True}) == 0
 
 
-def test_the_more_clients_send_one_text_the_more_it_counts() -> None:
-    assert points(echoes=0) == 0
-    assert 0 < points(echoes=1) == points(echoes=2) < ASK
-    assert ASK <= points(echoes=3) == points(echoes=500) < HOLD
-    assert "came from 500 other clients" in reasons(echoes=500)
+@pytest.mark.parametrize(
+    ("message", "patience"), [("Hello", 2), (PREFILLED, 10)], ids=["neutral", "site"]
+)
+def test_the_more_clients_send_one_text_the_more_it_counts(
+    message: str, patience: int
+) -> None:
+    assert points(message, echoes=0) == 0
+    assert 0 < points(message, echoes=1) == points(message, echoes=patience) < ASK
+    many = points(message, echoes=patience + 1)
+    assert ASK <= many == points(message, echoes=500) < HOLD
+    assert "came from 500 other clients" in reasons(message, echoes=500)
 
 
 # -- what was typed -------------------------------------------------------------------
