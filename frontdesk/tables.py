@@ -116,15 +116,21 @@ def trusted(table: str, now: float) -> float:
     """Return the time, or two days after the newest sign of life if that is sooner.
 
     A clock that is a year ahead for a moment must not delete what is kept. After a
-    long sleep the second round deletes what the first one has left.
+    long sleep a round of the next day deletes what the first one has left: one of half
+    a day ago is a sign of life, and none that another worker made just now.
 
     table: whose ids tell when its newest row was made.
     """
     sql = f"SELECT max(id) FROM {table} WHERE id < ?"  # noqa: S608
     newest = execute(sql, id_at(now + SKEW)).fetchone()[0] or "0"
-    seen = [int(newest[:12], 16) / 1000, float(Setting.get_value("last round") or 0)]
-    row = {"name": "last round", "value": repr(now)}
-    insert("setting", row, "ON CONFLICT (name) DO UPDATE SET value = excluded.value")
+    seen = [int(newest[:12], 16) / 1000]
+    last = float(Setting.get_value("last round") or 0)
+    if not now - DAY / 2 < last <= now + SKEW:
+        seen.append(last)
+        row = {"name": "last round", "value": repr(now)}
+        insert(
+            "setting", row, "ON CONFLICT (name) DO UPDATE SET value = excluded.value"
+        )
     return min(now, max((t for t in seen if t <= now + SKEW), default=now) + 2 * DAY)
 
 
