@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import subprocess
 import sys
@@ -396,6 +397,7 @@ def test_limits_are_exact_over_processes_and_threads(database_url: str) -> None:
 
 
 def test_the_limits_of_a_file_survive_a_restart(database_url: str) -> None:
+    os.umask(0o077)  # as ready_database() does
     for expected in ([True] * 5, [False]):
         database = open_database(database_url, threads=2)
         limits = RateLimits(database)
