@@ -297,7 +297,7 @@ def judge(said: Reading, request: Request = BROWSER) -> Verdict:
         return Verdict(0, [])
     learned = score(said)
     # A site may put the same text into each visitor's form: "I want to view the flat".
-    hits = [*_request_hits(request, patience=10 if learned < 0 else 2), *said.typed]
+    hits = [*_request_hits(request, usual_echoes=10 if learned < 0 else 2), *said.typed]
     points, reasons = sum(n for n, _ in hits), [reason for _, reason in hits]
     if learned >= HUNCH:
         points += int(learned)
@@ -325,8 +325,8 @@ def _why(found: Reading) -> list[Reason]:
     return [(sentence, {"phrase": word} if word else {}) for _, sentence, word in best]
 
 
-def _request_hits(request: Request, patience: int) -> Iterable[Hit]:
-    """Yield what the request gives away; more echoes than patience are a campaign."""
+def _request_hits(request: Request, usual_echoes: int) -> Iterable[Hit]:
+    """Yield what the request gives away; more echoes than usual are a campaign."""
     if request.taught:
         yield HOLD, (marked("you called nearly the same message spam"), {})
     if request.honeypot:
@@ -344,7 +344,7 @@ def _request_hits(request: Request, patience: int) -> Iterable[Hit]:
         yield 1, (marked("came without User-Agent"), {})
     if request.echoes > 0:
         sentence = marked("nearly the same text came from %(clients)s other clients")
-        points = 6 if request.echoes > patience else 3
+        points = 6 if request.echoes > usual_echoes else 3
         yield points, (sentence, {"clients": request.echoes})
 
 

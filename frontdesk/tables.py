@@ -115,9 +115,10 @@ class Setting(Table):
 def trusted(table: str, now: float) -> float:
     """Return the time, or two days after the newest sign of life if that is sooner.
 
-    A clock that is a year ahead for a moment must not delete what is kept. After a
-    long sleep a round of the next day deletes what the first one has left: one of half
-    a day ago is a sign of life, and none that another worker made just now.
+    A clock that is a year ahead for a moment must not delete what is kept. The last
+    round is a sign of life once it is half a day old: a worker whose clock is wrong may
+    have made it seconds ago. So after a long sleep, a round of the next day deletes
+    what the first one has left.
 
     table: whose ids tell when its newest row was made.
     """
